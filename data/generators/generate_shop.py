@@ -1,0 +1,140 @@
+"""Write a simulated shop for the `files` reader: `python data/generators/generate_shop.py --help`.
+
+Run again with the same arguments it does nothing: `shop.json` beside the data says what was made. Without `--end` a
+shop that was made without `--end` is kept too, whatever day it was made on; `--force` makes it anew, up to today.
+"""
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import reco.data.assortment
+import reco.data.simulator
+from reco.data.simulator import Shop, simulate, write_shop
+from reco.settings import Settings, SettingsError, load_settings
+
+SIZES = ("users", "items", "events", "days")
+FILES = ("interactions.parquet", "catalog.parquet", "planted/tastes.parquet", "planted/complements.parquet",
+         "planted/trends.parquet")
+OTHERS = ("interactions.csv", "catalog.csv")  # the reader takes these too, so they must not lie beside a shop
+
+
+def moment(
+    text: str,   # "2026-05-01" or "2026-05-01T12:00+02:00"
+) -> datetime:   # UTC where no zone is given
+    "A moment from the command line; raises `argparse.ArgumentTypeError`."
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date like 2026-05-01") from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def parser(
+    settings: Settings,        # the defaults
+) -> argparse.ArgumentParser:
+    "The command line."
+    cli = argparse.ArgumentParser(description="Write a simulated shop: interactions, catalogue and planted truths.")
+    for name in SIZES:
+        default = getattr(settings.simulator, name)
+        cli.add_argument(f"--{name}", type=int, default=default, help=f"default {default}, from [simulator]")
+    cli.add_argument("--seed", type=int, default=settings.project.seed, help=f"default {settings.project.seed}")
+    cli.add_argument("--end", type=moment, help="the moment after the last event; default today's midnight UTC")
+    cli.add_argument("--out", type=Path, default=settings.path(settings.data.path), help="folder; default [data] path")
+    cli.add_argument("--force", action="store_true", help="make it anew, over the Parquet files that are there")
+    return cli
+
+
+def wanted_shop(
+    args: argparse.Namespace,  # from `parser`
+) -> dict:                     # what decides the content of the files, JSON-ready
+    "The arguments, and a digest of the simulator's code: other code makes another shop."
+    code = b"".join(Path(m.__file__).read_bytes() for m in (reco.data.assortment, reco.data.simulator))
+    return {name: getattr(args, name) for name in (*SIZES, "seed")} | {
+        "end": args.end.isoformat() if args.end else None, "simulator": hashlib.sha256(code).hexdigest()[:12]}
+
+
+def read_stamp(
+    out: Path,     # folder of the shop
+) -> dict | None:  # what `write_stamp` wrote; None where there is nothing readable
+    "What was made here before."
+    try:
+        stamp = json.loads((out/"shop.json").read_text("utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return stamp if isinstance(stamp, dict) else None
+
+
+def write_stamp(
+    out: Path,    # folder of the shop
+    stamp: dict,  # JSON-ready
+) -> None:
+    "Write `shop.json` in one step."
+    part = out/f"shop.json.{os.getpid()}.tmp"
+    try:
+        part.write_text(json.dumps(stamp, indent=1) + "\n", "utf-8")
+        os.replace(part, out/"shop.json")
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def foreign_files(
+    out: Path,   # folder of the shop
+    ours: bool,  # the Parquet files may be written over
+) -> list[str]:  # data that this command did not write
+    "Files that a new shop would overwrite or stand beside."
+    return [f for f in (*OTHERS, *(() if ours else FILES)) if (out/f).exists()]
+
+
+def summary(
+    shop: Shop,
+) -> str:  # one line
+    "Users, items, events and their mix."
+    mix = shop.interactions["event"].value_counts(normalize=True).sort("event")
+    return (f"{shop.interactions['user_id'].n_unique():,} users, {shop.catalog['item_id'].n_unique():,} items, "
+            f"{shop.interactions.height:,} events: " + ", ".join(f"{100*share:.1f}% {e}" for e,share in mix.rows()))
+
+
+def make_shop(
+    args: argparse.Namespace,  # from `parser`
+) -> str:                      # what was done, one line
+    "Make the shop unless it is there; raises `ValueError` for bad sizes or foreign data, `OSError` when writing fails."
+    want, have = wanted_shop(args), read_stamp(args.out)
+    whole = have and have.get("shop") == want and have.get("done") and all((args.out/f).is_file() for f in FILES)
+    if whole and not args.force:
+        return f"{args.out}: already there, up to {have['end']} ({have['summary']}); --force makes it anew"
+    if found := foreign_files(args.out, bool(have) or args.force):
+        raise ValueError(f"{args.out}: holds {found}, which this command did not write; choose another --out "
+                         "(--force writes over Parquet, never over CSV)")
+    end = args.end or datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    print(f"simulating {args.events:,} events of {args.users:,} users, {args.days} days up to {end:%Y-%m-%d %H:%M} UTC",
+          flush=True)
+    began = time.monotonic()
+    shop = simulate(args.users, args.items, args.events, args.days, end, args.seed)
+    print(f"simulated in {time.monotonic() - began:.1f} s; writing to {args.out}", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    stamp = {"shop": want, "end": end.isoformat(), "summary": summary(shop)}
+    write_stamp(args.out, stamp | {"done": False})  # killed from here on, the next run starts over
+    write_shop(shop, args.out)
+    write_stamp(args.out, stamp | {"done": True})
+    return f"{args.out}: {stamp['summary']}"
+
+
+def main(
+    argv: list[str] | None = None,  # the command line; the process's own when not given
+) -> int:                           # exit code
+    "Run the command; errors go to stderr with exit code 1."
+    try:
+        print(make_shop(parser(load_settings()).parse_args(argv)), flush=True)
+    except (SettingsError, ValueError, OSError) as e:
+        print(f"generate_shop: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""What every flow shares: settings, the code's version, the run record, and the parts of a card.
+
+Import this before `metaflow`: it decides where the runs are kept.
+"""
+import os
+import re
+import subprocess
+import sys
+from datetime import date, datetime
+from pathlib import Path
+
+import polars as pl
+
+from reco.settings import Settings, SettingsError, load_settings
+
+try: SETTINGS: Settings = load_settings()
+except SettingsError as e: sys.exit(f"settings: {e}")
+
+# Else Metaflow keeps runs and cards in whichever parent folder has a `.metaflow`, and wants a user name.
+os.environ.setdefault("METAFLOW_DATASTORE_SYSROOT_LOCAL", str(SETTINGS.root.resolve()))
+os.environ.setdefault("METAFLOW_CARD_LOCALROOT", str(SETTINGS.root.resolve()/".metaflow"/"mf.cards"))
+if not {os.environ.get(v) for v in ("METAFLOW_USER", "SUDO_USER", "USERNAME", "USER")} - {None, "", "root"}:
+    os.environ["METAFLOW_USER"] = "reco" # Metaflow refuses root, which is who one is in a container
+
+from metaflow import current
+from metaflow.cards import Table, VegaChart
+
+PROJECT = re.sub(r"[^a-z0-9_]+", "_", SETTINGS.project.name.lower()) # Metaflow takes no other letters
+
+
+def git_sha() -> str:
+    """The commit of the code that runs, with `-dirty` when files differ from it; `unknown` outside a repository.
+
+    An image without git says it in `GIT_SHA`.
+    """
+    if named := os.environ.get("GIT_SHA"): return named
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError): return "unknown"
+    return sha + "-dirty" * bool(changed)
+
+
+def run_record(settings: Settings, sha: str, inputs: dict[str, str], snapshots: dict[str, str],
+               asof: datetime | None = None) -> dict:
+    """What a run has to say to be repeated: code, settings, seed, moment, and what it read and wrote."""
+    return {"project": PROJECT, "flow": current.flow_name, "run_id": current.run_id, "git_sha": sha,
+            "seed": settings.project.seed, "asof": asof.isoformat() if asof else None, "inputs": inputs,
+            "snapshots": snapshots, "settings": settings.model_dump(mode="json")}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, datetime): return f"{value:%Y-%m-%d %H:%M}"
+    if isinstance(value, float): return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def card_table(frame: pl.DataFrame) -> Table:
+    """A frame as a card's table."""
+    return Table([[_shown(v) for v in row] for row in frame.iter_rows()], headers=frame.columns)
+
+
+def card_lines(frame: pl.DataFrame, x: str, y: str, color: str, log: bool = False) -> VegaChart:
+    """Lines of `y` over `x`, one per `color`."""
+    days = isinstance(frame.schema[x], pl.Date | pl.Datetime)
+    values = [{k: v.isoformat() if isinstance(v, date) else v for k, v in row.items()}
+              for row in frame.iter_rows(named=True)]
+    return VegaChart({
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json", "width": 560, "height": 220,
+        "data": {"values": values}, "mark": "line", "encoding": {
+            "x": {"field": x, "type": "temporal" if days else "quantitative"},
+            "y": {"field": y, "type": "quantitative", "scale": {"type": "symlog" if log else "linear"}},
+            "color": {"field": color, "type": "nominal"}}})

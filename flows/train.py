@@ -1,0 +1,98 @@
+"""Lake → candidates → ranker → evaluation → bundle. `python flows/train.py run`; `settings.ini` has the knobs."""
+from importlib.metadata import version
+
+import polars as pl
+from base import PROJECT, SETTINGS, card_table, git_sha, run_record
+from metaflow import FlowSpec, card, current, project, step
+from metaflow.cards import Markdown, VegaChart
+
+import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
+from reco.bundle import make_bundle, publish, save_bundle
+from reco.data.histories import epoch_ms
+from reco.data.lake import Lake
+from reco.data.shop import ShopData, index_shop
+from reco.evaluation.backtest import backtest
+from reco.features.assemble import ranker_features
+from reco.ranking.training import cutoffs_of, train_ranker
+from reco.settings import Settings
+
+TABLES = "interactions", "catalog"
+LIBRARIES = "implicit", "lightgbm", "numba", "numpy", "polars", "scipy"
+
+
+def read_shop(settings: Settings, snapshots: dict[str, str]) -> ShopData:
+    """The lake's tables at the snapshots that the run began with, whatever has been written since."""
+    lake = Lake(settings.path(settings.lake.root))
+    return index_shop(*(lake.read(t, snapshots[t]).collect() for t in TABLES))
+
+
+@project(name=PROJECT)
+class TrainFlow(FlowSpec):
+    """Learn from past cutoffs, judge on the hold-out, and publish a bundle that knows everything up to now."""
+
+    @step
+    def start(self):
+        """Fix what the run depends on: settings, code, data snapshots, cutoffs."""
+        self.settings, self.git_sha = SETTINGS, git_sha()
+        lake = Lake(SETTINGS.path(SETTINGS.lake.root))
+        self.snapshots = {t: lake.snapshot(t) for t in TABLES}
+        shop = read_shop(self.settings, self.snapshots)
+        self.cutoffs, self.asof = cutoffs_of(shop, self.settings), shop.end
+        print(f"{len(shop.log):,} events of {len(shop.users):,} shoppers and {len(shop.items):,} items, {self.snapshots}")
+        print(f"cutoffs: train {[f'{c:%Y-%m-%d}' for c in self.cutoffs.train]}, "
+              f"validation {self.cutoffs.validation:%Y-%m-%d}, hold-out {self.cutoffs.holdout:%Y-%m-%d} to {self.asof:%Y-%m-%d}")
+        self.next(self.train)
+
+    @step
+    def train(self):
+        """Fit sources at every cutoff, and the ranker on what they proposed."""
+        self.ranker = train_ranker(read_shop(self.settings, self.snapshots), self.cutoffs, self.settings)
+        print(f"{self.ranker.booster.num_trees()} trees on {len(self.ranker.features)} features")
+        self.next(self.evaluate)
+
+    @step
+    def evaluate(self):
+        """Judge the pipeline and every single source on the hold-out."""
+        self.table = backtest(read_shop(self.settings, self.snapshots), self.cutoffs, self.ranker, self.settings)
+        with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, float_precision=4, tbl_hide_dataframe_shape=True,
+                       tbl_hide_column_data_types=True): print(self.table)
+        self.next(self.end)
+
+    @card(type="blank")
+    @step
+    def end(self):
+        """Refit the sources on everything, publish the bundle and show the evaluation."""
+        shop = read_shop(self.settings, self.snapshots)
+        self.record = run_record(self.settings, self.git_sha, {"lake": self.settings.lake.root}, self.snapshots, self.asof)
+        about = self.record | {"versions": {p: version(p) for p in LIBRARIES}, "metrics": self.table.to_dicts(),
+                               "cutoffs": {k: str(v) for k, v in vars(self.cutoffs).items()}}
+        bundle = make_bundle(shop, epoch_ms(self.asof), self.ranker, self.settings, about)
+        folder = save_bundle(bundle, self.settings.path(self.settings.bundles.root))
+        publish(folder)
+        self.bundle = folder.name
+        for part in card_parts(self.table, self.ranker, self.bundle, self.snapshots): current.card.append(part)
+        print(f"published bundle {self.bundle}")
+
+
+def ndcg_chart(table: pl.DataFrame) -> VegaChart:
+    """NDCG@10 of each system with its 95% interval, a panel per kind of request."""
+    values = table.select("slice", "system", "low", "high", ndcg="NDCG@10").to_dicts()
+    order = {"field": "system", "type": "nominal", "sort": table["system"].unique(maintain_order=True).to_list(), "title": None}
+    bars = {"mark": "bar", "encoding": {"y": order, "x": {"field": "ndcg", "type": "quantitative", "title": "NDCG@10"}}}
+    whiskers = {"mark": "rule", "encoding": {"y": order, "x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}}}
+    return VegaChart({"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "data": {"values": values},
+                      "facet": {"column": {"field": "slice", "title": None}}, "spec": {"width": 180, "layer": [bars, whiskers]}})
+
+
+def card_parts(table: pl.DataFrame, ranker, bundle: str, snapshots: dict[str, str]) -> list:
+    """The card: how good, by what, from what."""
+    meaning = ranker_features(tuple(n.removesuffix("_rank") for n in ranker.features if n.endswith("_rank")))
+    gain = pl.DataFrame({"feature": ranker.features, "gain": ranker.booster.feature_importance("gain")})
+    gain = gain.select("feature", share=pl.col("gain")/pl.col("gain").sum(), meaning=pl.col("feature").replace_strict(meaning))
+    return [Markdown(f"# Bundle {bundle}\nFrom {snapshots}. Relevant is what was bought within the horizon; "
+                     "the same rules were applied to every system."),
+            ndcg_chart(table), card_table(table), Markdown("## What the ranker looks at"),
+            card_table(gain.sort("share", descending=True).head(15))]
+
+
+if __name__ == "__main__": TrainFlow()

@@ -1,0 +1,103 @@
+"""The rows that training would build offline are the rows that `recommend` builds online."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+
+import reco.pipeline
+from reco.bundle import load_bundle, make_bundle, save_bundle
+from reco.data.histories import epoch_ms, histories
+from reco.data.shop import index_shop
+from reco.data.split import draw_requests
+from reco.moment import fit_moment, ranker_rows
+from reco.pipeline import RecommendationRequest, UserEvent, recommend
+
+PAIRS = 200
+
+
+def asked(trained) -> pl.DataFrame:
+    """Sampled (shopper, moment) pairs of the hold-out."""
+    until = trained.cutoffs.label_end(trained.cutoffs.holdout)
+    return draw_requests(trained.shop.events, trained.cutoffs.holdout, until, PAIRS, seed=5)
+
+
+def fresh(trained, user: str, asof: datetime) -> list[UserEvent]:
+    """What the shopper did between the hold-out's start and the request, as a front end would send it."""
+    rows = trained.sim.interactions.filter(
+        (pl.col("user_id") == user) & (pl.col("ts") >= trained.cutoffs.holdout) & (pl.col("ts") < asof)
+    )
+    return [UserEvent(r["item_id"], r["event"], r["ts"]) for r in rows.iter_rows(named=True)]
+
+
+@pytest.fixture(scope="module")
+def served(trained, tmp_path_factory):
+    """A bundle made at the start of the hold-out, saved and loaded as the endpoint does."""
+    at = make_bundle(trained.shop, epoch_ms(trained.cutoffs.holdout), trained.ranker, trained.settings, {})
+    return load_bundle(save_bundle(at, tmp_path_factory.mktemp("parity")))
+
+
+def test_offline_rows_equal_online_rows(trained, served, monkeypatch):
+    pairs = asked(trained)
+    assert pairs.height == PAIRS and set(pairs["kind"]) == {"home", "visit"}
+    user, asof = pairs["user_idx"].to_numpy(), pairs["asof"].dt.epoch("ms").to_numpy()
+    moment = fit_moment(trained.shop, epoch_ms(trained.cutoffs.holdout), trained.settings)
+    h = histories(trained.shop.log, user, asof, trained.settings.train.max_history, moment.known)
+    c, rows = ranker_rows(moment, h)
+    seen, compared = [], 0
+    monkeypatch.setattr(reco.pipeline, "ranker_rows", lambda *a: seen.append(ranker_rows(*a)) or seen[-1])
+    for i in range(PAIRS):
+        who = trained.shop.users.external(user[i : i + 1])[0]
+        now = datetime.fromtimestamp(asof[i] / 1000, UTC)
+        recommend(RecommendationRequest(who, 10, now, fresh(trained, who, now)), served)
+        online, part = seen[-1], slice(c.indptr[i], c.indptr[i + 1])
+        np.testing.assert_array_equal(online[0].item, c.item[part])
+        np.testing.assert_array_equal(online[1], rows[part])
+        compared += len(online[0].item)
+    assert compared > PAIRS * 50
+
+
+def test_a_lost_event_would_be_noticed(trained, served):
+    """The comparison above is sharp: without one of the fresh events the rows differ."""
+    pairs = asked(trained).filter(kind="visit")
+    for user, asof, _ in pairs.iter_rows():
+        who = trained.shop.users.external(np.array([user]))[0]
+        events = fresh(trained, who, asof)
+        if len(events) < 2: continue
+        h = [reco.pipeline.request_history(RecommendationRequest(who, 10, asof, e), served) for e in (events, events[:-1])]
+        rows = [ranker_rows(served.moment, x)[1] for x in h]
+        assert rows[0].shape != rows[1].shape or not np.array_equal(*rows, equal_nan=True)
+        return
+    raise AssertionError("no visit request had two fresh events")
+
+
+def test_the_future_changes_nothing(trained, served):
+    """Events at or after `now`, sent along by mistake, are not used."""
+    user = trained.sim.interactions["user_id"].mode()[0]
+    now = trained.cutoffs.holdout + timedelta(days=1)
+    item = trained.shop.items.ids[0]
+    late = [UserEvent(item, "transaction", now), UserEvent(item, "view", now + timedelta(hours=1))]
+    assert recommend(RecommendationRequest(user, 10, now, late), served) == recommend(RecommendationRequest(user, 10, now), served)
+
+
+def test_the_order_of_the_log_changes_nothing(trained):
+    shuffled = trained.sim.interactions.sample(fraction=1, shuffle=True, seed=1)
+    again = index_shop(shuffled, trained.sim.catalog.sample(fraction=1, shuffle=True, seed=2))
+    asof = epoch_ms(trained.cutoffs.holdout)
+    one, two = (fit_moment(s, asof, trained.settings) for s in (trained.shop, again))
+    np.testing.assert_array_equal(one.per_item, two.per_item)
+    user = np.arange(50, dtype=np.int32)
+    (c, rows), (d, same) = (ranker_rows(m, histories(s.log, user, np.full(50, asof), 200, m.known))
+                            for m, s in ((one, trained.shop), (two, again)))
+    np.testing.assert_array_equal(c.item, d.item)
+    np.testing.assert_array_equal(rows, same)
+
+
+def test_k_is_a_prefix(trained, served):
+    """Asking for fewer gives the beginning of the longer list, as long as the same candidates are looked at."""
+    now, user = trained.cutoffs.holdout, trained.sim.interactions["user_id"].mode()[0]
+    no_cap = replace(served, rules=served.rules.model_copy(update={"category_cap": 0}))
+    ten, five = (recommend(RecommendationRequest(user, k, now), no_cap).items for k in (10, 5))
+    assert ten[:5] == five

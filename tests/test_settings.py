@@ -1,0 +1,63 @@
+"""`settings.ini` is complete, explained and true; whatever is misspelt is named."""
+
+import configparser
+from pathlib import Path
+
+import pytest
+
+from reco.settings import Settings, SettingsError, load_settings
+
+FILE = Path(__file__).parents[1] / "settings.ini"
+
+
+def refusal(tmp_path: Path, text: str, environ: dict | None = None) -> str:
+    path = tmp_path / "settings.ini"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as e: load_settings(path, environ or {})
+    return str(e.value)
+
+
+def test_the_file_holds_every_key_with_its_default():
+    ini = configparser.ConfigParser(interpolation=None)
+    ini.read(FILE)
+    declared = {s: set(f.annotation.model_fields) if s != "candidates" else set(Settings().candidates)
+                for s, f in Settings.model_fields.items() if s != "root"}
+    assert {s: set(ini[s]) for s in ini.sections()} == declared
+    assert load_settings(FILE, {}).model_dump(exclude={"root"}) == Settings().model_dump(exclude={"root"})
+
+
+def test_every_key_of_the_file_is_explained():
+    lines = FILE.read_text().splitlines()
+    for i, line in enumerate(lines):
+        if "=" in line and not line.startswith("#"): assert lines[i - 1].startswith("# "), f"line {i + 1}: {line}"
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("[lake]\nrot = x", ["[lake]", "'rot'", "did you mean 'root'"]),
+    ("[lakes]\nroot = x", ["'lakes'", "did you mean 'lake'"]),
+    ("[als]\nfactors = many", ["[als] factors", "'many'", "integer"]),
+    ("[als]\nfactors = 1", ["[als] factors", "'1'", "greater than or equal to 2"]),
+    ("[data]\nsource = oracle", ["source = 'oracle'", "'simulator', 'retailrocket' or 'files'"]),
+    ("[candidates]\nmine = lab:Trend", ["mine = 'lab:Trend'", "module:Class"]),
+    ("no section = 1", ["settings.ini", "no section headers"]),
+])
+def test_a_bad_setting_is_named(tmp_path, text, says):
+    message = refusal(tmp_path, text)
+    assert all(s in message for s in says), message
+
+
+def test_a_misspelt_variable_is_named(tmp_path):
+    assert "RECO_LAKE_ROT" in refusal(tmp_path, "", {"RECO_LAKE_ROT": "x"})
+    assert "RECO_LAK_ROOT" in refusal(tmp_path, "", {"RECO_LAK_ROOT": "x"})
+    assert "RECO_ALS_FACTORS" in refusal(tmp_path, "", {"RECO_ALS_FACTORS": "many"})
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(SettingsError, match=r"nowhere\.ini"): load_settings(tmp_path / "nowhere.ini", {})
+
+
+def test_paths_are_relative_to_the_file(tmp_path):
+    (tmp_path / "settings.ini").write_text("[lake]\nroot = here")
+    settings = load_settings(tmp_path / "settings.ini", {})
+    assert settings.path(settings.lake.root) == tmp_path / "here"
+    assert settings.path("/elsewhere") == Path("/elsewhere")
