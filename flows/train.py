@@ -13,6 +13,7 @@ from reco.data.lake import Lake
 from reco.data.shop import ShopData, index_shop
 from reco.evaluation.backtest import backtest
 from reco.features.assemble import ranker_features
+from reco.moment import make_sources
 from reco.ranking.training import cutoffs_of, train_ranker
 from reco.settings import Settings
 
@@ -34,6 +35,7 @@ class TrainFlow(FlowSpec):
     def start(self):
         """Fix what the run depends on: settings, code, data snapshots, cutoffs."""
         self.settings, self.git_sha = SETTINGS, git_sha()
+        make_sources(SETTINGS)  # a misspelt source stops here, not after the first fit
         lake = Lake(SETTINGS.path(SETTINGS.lake.root))
         self.snapshots = {t: lake.snapshot(t) for t in TABLES}
         shop = read_shop(self.settings, self.snapshots)

@@ -316,7 +316,7 @@ def test_extremes_that_are_allowed():
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 999), st.integers(1, 100)), min_size=1, max_size=30))
 def test_spread_starts_keeps_visits_apart(rows):
-    owner, wanted, length = map(np.array, zip(*sorted(rows)))
+    owner, wanted, length = map(np.array, zip(*sorted(rows), strict=True))
     span = max(1_000, int(np.bincount(owner, weights=length).max()))
     got = spread_starts(wanted, length, owner, span)
     assert (got >= 0).all() and (got + length <= span).all()
@@ -346,7 +346,7 @@ def test_emit_keeps_its_pace():
 
     events = odd().interactions.head(300)
     stream = emit(events, rate=50, clock=lambda: now[0], sleep=sleep)
-    for i, event in enumerate(stream):
+    for i, _ in enumerate(stream):
         assert now[0] == pytest.approx(100 + i/50)
         if i == 9: break
     now[0] += 1  # a slow consumer: 50 events are overdue and come at once, then the pace is the old one

@@ -35,7 +35,7 @@ def refusal(name: str, folder: Path) -> str:
 def write_properties(folder: Path, rows: list[tuple]) -> None:
     """The rows in the two original files, the first half in the first."""
     half = len(rows) // 2
-    for name, part in zip(PROPERTY_FILES, (rows[:half], rows[half:])):
+    for name, part in zip(PROPERTY_FILES, (rows[:half], rows[half:]), strict=True):
         (folder / name).write_text(
             "timestamp,itemid,property,value\n" + "".join(",".join(map(str, r)) + "\n" for r in part)
         )

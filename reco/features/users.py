@@ -56,6 +56,7 @@ def mean_price(
             n += 1
     return total/n if n else np.nan
 
+# %% ../../nbs/21_features.users.ipynb #798be45d
 @njit(cache=True, nogil=True)
 def describe_request(
     item, event, ts,  # one history, oldest first

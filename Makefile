@@ -1,0 +1,95 @@
+# `make` lists the targets. Every install comes from requirements.lock, into .venv.
+PYTHON ?= python3
+# cpu, or auto on a machine with a GPU. Not used when PIP_FIND_LINKS names a folder with a torch wheel.
+TORCH_BACKEND ?= cpu
+TEST ?= tests
+# --once: end after the first answer
+DEMO ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Packages that tests of real servers need, Debian's names.
+SERVICES := chromium
+
+FROM = $(if $(strip $(PIP_FIND_LINKS)),$(foreach d,$(PIP_FIND_LINKS),--find-links "$(d)"),--torch-backend=$(TORCH_BACKEND))
+SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test prepare lab ingest train serve app bench services lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## everything from a simulated shop to a page with recommendations; Ctrl-C ends it
+	@exec $(BIN)/python -m app.demo $(DEMO)
+
+test: $(STAMP) ## notebooks clean, exported and running; then pytest (TEST=tests/test_api.py for a part)
+	$(BIN)/nbdev-test --n-workers 2 --do-print
+	$(BIN)/pytest $(TEST)
+
+prepare: $(STAMP) ## after editing notebooks: export them, test them, clean them
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/nbdev-clean
+
+lab: $(STAMP) ## JupyterLab on the notebooks
+	@exec $(BIN)/jupyter lab nbs
+
+ingest: $(STAMP) ## raw files into the lake
+	@exec $(BIN)/python flows/ingest.py run
+
+train: $(STAMP) ## the lake into a model bundle
+	@exec $(BIN)/python flows/train.py run
+
+serve: $(STAMP) ## the endpoint on the newest bundle
+	@exec $(BIN)/python -m app.serve
+
+app: $(STAMP) ## the Streamlit app
+	@exec $(BIN)/python -m app.dashboard
+
+bench: $(STAMP) ## speed and quality, written to benchmarks/
+	@for f in $(filter-out benchmarks/__init__.py benchmarks/base.py,$(wildcard benchmarks/*.py)); do $(BIN)/python -m benchmarks.$$(basename $$f .py) || exit 1; done
+
+services: ## Debian packages that tests of real servers need (optional on a laptop: the tests say what they skip)
+	@command -v apt-get > /dev/null || { echo "make services needs apt-get (Debian, Ubuntu). Install by hand: $(SERVICES)"; exit 1; }
+	$(SUDO) apt-get update -qq
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SERVICES)
+
+clean: ## remove what make made; data, lake and bundles stay
+	rm -rf .venv .demo .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find app flows reco tests data benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The lock: all extras, every platform. What only torch's CUDA build needs is taken out, so that the CPU build brings
+# nothing of it; the CUDA build installs its own.
+lock: .venv/.uv ## requirements.lock anew from pyproject.toml, newest versions that fit
+	@rm -f requirements.lock.new
+	@env -u UV_FIND_LINKS $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-emit-index-url \
+		--no-header --quiet --output-file requirements.lock.new
+	@{ echo "# Made by make lock from pyproject.toml: every package of every extra, on Linux and macOS, Python 3.11 to 3.13."; \
+	   echo "# Without nvidia-*, cuda-* and triton: they belong to torch's CUDA build, which brings them itself."; \
+	   grep -v -E '^(nvidia-|cuda-|triton)' requirements.lock.new; } > requirements.lock.tmp
+	@! grep -n -E '://|^-|@ |\+cpu' requirements.lock.tmp || { echo "a machine's path or address got into the lock"; exit 1; }
+	@mv requirements.lock.tmp requirements.lock && rm requirements.lock.new
+	@echo "requirements.lock: $$(grep -c == requirements.lock) packages"
+
+# A working .venv is kept, a broken one made anew.
+.venv/.uv:
+	@python=$(PYTHON); [ ! -x $(BIN)/python ] || python=$(BIN)/python; \
+	command -v $$python > /dev/null || { echo "no $$python here: install Python 3.11, 3.12 or 3.13, or name it: make PYTHON=python3.12"; exit 1; }; \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed; $$python is $$($$python -V 2>&1). Name another: make PYTHON=python3.12"; exit 1; }
+	@echo "[1/3] .venv"
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@touch $@
+
+# .installing marks an install that did not come to its end: the next run then puts every package in place anew.
+# --compile-bytecode: else every process of Ray compiles its own imports, and a busy machine misses Ray's start deadline.
+$(STAMP): .venv/.uv requirements.lock pyproject.toml
+	@echo "[2/3] packages of requirements.lock (about 3 GB; minutes, once)"
+	@again=$$([ ! -e .venv/.installing ] || echo --reinstall); touch .venv/.installing; \
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode $(FROM) $$again -r requirements.lock
+	@echo "[3/3] reco itself"
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps -e .
+	@rm -f .venv/.installing && touch $@

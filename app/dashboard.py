@@ -1,0 +1,34 @@
+"""The Streamlit app, started by `python -m app.dashboard`. Its pages are in app_pages/."""
+import os
+import sys
+from pathlib import Path
+
+import streamlit as st
+from streamlit import runtime
+
+from reco.settings import SettingsError, load_settings
+
+
+def show() -> None:
+    "The navigation and the page that it points to."
+    root = str(Path(__file__).resolve().parent.parent)
+    if root not in sys.path: sys.path.insert(0, root) # the pages import `app`; `streamlit run` puts only this file's folder there
+    st.set_page_config(page_title="reco", page_icon=":material/storefront:", layout="wide")
+    pages = [st.Page("app_pages/shopper.py", title="Shopper", icon=":material/person:", default=True)]
+    st.navigation(pages, position="sidebar" if len(pages) > 1 else "hidden").run()
+
+# loopback, no browser opened, nothing sent anywhere; a variable that is set already wins
+STREAMLIT = {"STREAMLIT_SERVER_ADDRESS": "127.0.0.1", "STREAMLIT_SERVER_HEADLESS": "true",
+             "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false", "STREAMLIT_CLIENT_TOOLBAR_MODE": "minimal"}
+
+def launch() -> int: # exit code, when Streamlit could not be started
+    "Become Streamlit, on the port of the settings."
+    try: port = load_settings().app.port
+    except SettingsError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    os.execve(sys.executable, [sys.executable, "-m", "streamlit", "run", __file__, "--server.port", str(port)], STREAMLIT | os.environ)
+
+if __name__ == "__main__":
+    if runtime.exists(): show()
+    else: sys.exit(launch())

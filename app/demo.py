@@ -1,0 +1,367 @@
+"""`make demo`: a simulated shop, its model, the endpoint and the page, with one command; Ctrl-C ends all of it.
+
+A step whose inputs are what they were is reused. Logs and the record of what was done are in .demo/.
+"""
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+
+from app.client import Client, EndpointError
+from app.ports import port_free, reach
+from reco.data.lake import Lake
+from reco.settings import Settings, SettingsError, find_settings, load_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN_LINES = 25  # of a failed step's log
+DEADLINE_S = 300  # for the endpoint and the app to answer; Ray takes a minute on two busy cores
+GRACE_S = {signal.SIGINT: 30, signal.SIGTERM: 5, signal.SIGKILL: 5} # the endpoint needs about 5 s to end Ray
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+class DemoError(RuntimeError):
+    "The demo cannot go on; the message says why."
+
+# ---- progress -----------------------------------------------------------------------------------------------------
+
+BEGAN = time.monotonic()
+
+class Progress:
+    "One line per step: rewritten in place on a terminal, now and then a new line elsewhere."
+    def __init__(self, title: str):
+        self.title, self.began, self.said = title, time.monotonic(), time.monotonic()
+        self.live = sys.stdout.isatty()
+        if not self.live: print(f"{title} …", flush=True)
+
+    def tick(self, doing: str) -> None: # what it is at, from the log
+        line = f"{self.title}  {time.monotonic() - self.began:3.0f} s  {doing}"
+        if self.live: print(f"\r\x1b[2K{line[:os.get_terminal_size().columns - 1]}", end="", flush=True)
+        elif time.monotonic() - self.said >= 15:
+            self.said = time.monotonic()
+            print(line, flush=True)
+
+    def done(self, how: str) -> None:
+        start = "\r\x1b[2K" if self.live else ""
+        print(f"{start}{self.title}  {time.monotonic() - self.began:3.0f} s  {how}  ({time.monotonic() - BEGAN:.0f} s in all)", flush=True)
+
+def last_lines(
+    log: Path,  # a log file
+    n: int,     # how many
+) -> list[str]: # without colours and blank lines
+    with log.open("rb") as f:
+        f.seek(max(0, log.stat().st_size - 200_000))
+        lines = ANSI.sub("", f.read().decode("utf-8", "replace")).replace("\r", "\n").splitlines()
+    return [x for x in lines if x.strip()][-n:]
+
+# ---- processes ----------------------------------------------------------------------------------------------------
+
+def environment() -> dict[str, str]: # of every process that the demo starts
+    "Ours, with the settings named by their full path: a child's working directory is the repository."
+    found = find_settings()
+    return os.environ | {"PYTHONUNBUFFERED": "1"} | ({"RECO_SETTINGS": str(found.absolute())} if found else {})
+
+def _in_group(
+    process: psutil.Process,
+    group: int, # process group
+) -> bool:      # a member that still runs; one that ended and was not yet fetched by its parent does not
+    try: return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess): return False
+
+@dataclass
+class Child:
+    "A process in a group of its own, so that a Ctrl-C reaches it through us and in order."
+    name: str
+    command: list[str]
+    folder: Path # of the logs
+    process: subprocess.Popen = field(init=False)
+
+    def __post_init__(self) -> None:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(self.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            start_new_session=True, env=environment())
+
+    @property
+    def log(self) -> Path: return self.folder/f"{self.name}.log"
+
+    def doing(self) -> str: # the last line of the log; of Metaflow's stamp only the step's name
+        return re.sub(r"^\d{4}-\d\d-\d\d \S+ (?:\[\d+/(\w+)/\S+ \(pid \d+\)\] )?", lambda m: f"{m[1]}: " if m[1] else "",
+                      "".join(last_lines(self.log, 1)))
+
+    def alive(self) -> bool: # whether any process of the group is left
+        self.process.poll() # else a dead leader stays in the group as a zombie
+        return any(_in_group(p, self.process.pid) for p in psutil.process_iter())
+
+    def failure(self) -> DemoError: # its command, exit code and last lines
+        code = self.process.returncode
+        end = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+        lines = "\n".join(f"  | {x}" for x in last_lines(self.log, SHOWN_LINES))
+        return DemoError(f"{self.name} failed ({end}): {' '.join(self.command)}\n{lines}\n  the whole log: {self.log}")
+
+def stop(
+    children: list[Child], # what was started
+) -> None:
+    "Ask the leaders to end, then the groups, then kill: nothing that was started stays."
+    for number,grace_s in GRACE_S.items():
+        left = [c for c in children if c.alive()]
+        for c in left:
+            with contextlib.suppress(ProcessLookupError):
+                (os.kill if number == signal.SIGINT and c.process.returncode is None else os.killpg)(c.process.pid, number)
+        until = time.monotonic() + (grace_s if left else 0)
+        while time.monotonic() < until and any(c.alive() for c in left): time.sleep(0.1)
+
+@contextlib.contextmanager
+def started() -> Iterator[list[Child]]: # put what you start here; it ends with the block, however that ends
+    children: list[Child] = []
+    try: yield children
+    finally:
+        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(s, signal.SIG_IGN) # stopping is not interrupted
+        if any(c.alive() for c in children):
+            print("stopping " + " and ".join(c.name for c in children if c.alive()), flush=True)
+            stop(children)
+
+# ---- what is reused -----------------------------------------------------------------------------------------------
+
+def listing(
+    *paths: Path, # files and folders
+) -> str:         # a digest of names, sizes and times of all files in them
+    "Changes when a file comes, goes or is written again."
+    files = sorted(f for p in paths for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
+    return digest((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+
+def digest(
+    values: Iterable[object], # anything with a repr that tells it
+) -> str:                     # 16 hex digits
+    return hashlib.sha256("\n".join(map(repr, values)).encode()).hexdigest()[:16]
+
+def code(
+    *paths: Path, # files and folders
+) -> str:         # a digest of the Python code in them
+    files = sorted(f for p in paths for f in ([p] if p.is_file() else p.rglob("*.py")))
+    return digest((f.relative_to(ROOT), f.read_bytes()) for f in files)
+
+@dataclass(frozen=True)
+class Step:
+    "Something that is made once for the same inputs."
+    name: str
+    command: list[str]                # makes it
+    inputs: Callable[[], dict]        # what decides the result, by the name that a reader knows it under
+    there: Callable[[], bool]         # whether the result exists
+
+def stale(
+    step: Step,
+    before: dict|None, # the inputs of the last time it came to its end
+) -> str:              # why it must run; empty when it need not
+    "Compare with the last time."
+    if before is None: return "first time"
+    if not step.there(): return "its result is gone"
+    changed = [k for k,v in step.inputs().items() if before.get(k) != v]
+    return f"{', '.join(changed)} changed" if changed else ""
+
+class Record:
+    "Which inputs each step was last run on, in .demo/state.json."
+    def __init__(self, path: Path):
+        self.path = path
+        try: self.steps = dict(json.loads(path.read_text("utf-8")))
+        except (FileNotFoundError, ValueError, TypeError): self.steps = {} # unreadable is as good as none: steps run again
+
+    def keep(self, name: str, inputs: dict|None) -> None: # none: it is about to run, and until it ends it does not count
+        if inputs is None: self.steps.pop(name, None)
+        else: self.steps[name] = inputs
+        part = self.path.with_suffix(".tmp")
+        part.write_text(json.dumps(self.steps, indent=1), "utf-8")
+        part.replace(self.path)
+
+def run(
+    step: Step,
+    title: str,            # for the progress line
+    record: Record,
+    children: list[Child], # where it puts itself, to be stopped
+    folder: Path,          # of the logs
+) -> None:
+    "Run a step unless nothing that it depends on has changed; raises `DemoError` when it fails."
+    progress = Progress(title)
+    why = stale(step, record.steps.get(step.name))
+    if not why:
+        progress.done("reused: nothing it depends on has changed")
+        return
+    record.keep(step.name, None)
+    child = Child(step.name, step.command, folder)
+    children.append(child)
+    while child.process.poll() is None:
+        progress.tick(child.doing())
+        time.sleep(0.2)
+    if child.process.returncode:
+        progress.done("failed")
+        raise child.failure()
+    if not step.there():
+        progress.done("failed")
+        raise DemoError(f"{step.name} ended well but left no result; its log: {child.log}")
+    record.keep(step.name, step.inputs())
+    progress.done(f"done ({why})")
+
+# ---- the steps ----------------------------------------------------------------------------------------------------
+
+def steps(
+    settings: Settings,
+) -> list[Step]: # in order
+    "Simulate, ingest, train."
+    raw, lake, bundles = (settings.path(p).absolute() for p in (settings.data.path, settings.lake.root, settings.bundles.root))
+    generator, library = ROOT/"data"/"generators"/"generate_shop.py", ROOT/"reco"
+    about = settings.model_dump(mode="json", exclude={"root", "serving", "app"})
+    simulate = Step("simulate", [sys.executable, str(generator)],
+        lambda: {"[simulator]": [about["simulator"], settings.project.seed, str(raw)],
+                 "the simulator": code(generator, library/"data"/"simulator.py", library/"data"/"assortment.py")},
+        lambda: any(raw.glob("*.parquet")))
+    ingest = Step("ingest", [sys.executable, "flows/ingest.py", "run"],
+        lambda: {"the raw files": listing(raw), "[data]": [about["data"], str(lake)],
+                 "the code": code(ROOT/"flows"/"ingest.py", ROOT/"flows"/"base.py", library/"data", library/"schemas.py")},
+        lambda: (lake/"interactions").is_dir())
+    train = Step("train", [sys.executable, "flows/train.py", "run"],
+        lambda: {"the lake": listing(lake), "the settings": [{k: v for k,v in about.items() if k not in ("simulator", "data")},
+                                                            str(bundles)],
+                 "the code": code(ROOT/"flows"/"train.py", ROOT/"flows"/"base.py", library)},
+        lambda: (bundles/"current").is_file())
+    return [simulate, ingest, train] if settings.data.source == "simulator" else [ingest, train]
+
+def set_aside(
+    settings: Settings,
+    record: Record,
+    ingest: Step,
+) -> None:
+    "Another simulated shop must not be poured over the one in the lake: that lake is renamed, never deleted."
+    lake = settings.path(settings.lake.root)
+    if settings.data.source != "simulator": return
+    holds, raw = record.steps.get("lake"), {"the raw files": ingest.inputs()["the raw files"]}
+    record.keep("lake", raw)
+    if holds in (None, raw) or not lake.is_dir(): return
+    aside = lake.with_name(f"{lake.name}.until-{time.strftime('%Y%m%dT%H%M%S')}")
+    lake.rename(aside)
+    print(f"      the lake holds another simulated shop; it is kept as {aside}", flush=True)
+
+def check_ports(
+    settings: Settings,
+) -> None:
+    "Before anything starts; raises `DemoError`."
+    for what,host,port,key in (("the endpoint", settings.serving.host, settings.serving.port, "RECO_SERVING_PORT"),
+                               ("the app", "127.0.0.1", settings.app.port, "RECO_APP_PORT")):
+        if not port_free(host, port):
+            raise DemoError(f"port {port} of {what} is taken on {host}. Stop what listens there (an earlier demo?), "
+                            f"or choose another: {key}={port + 10} make demo")
+
+def page_answers(
+    address: str, # of the Streamlit app
+) -> bool:
+    "Whether Streamlit is up."
+    import httpx
+    try: return httpx.get(f"{address}/_stcore/health", timeout=2, trust_env=False).is_success
+    except httpx.TransportError: return False
+
+def endpoint_answers(
+    client: Client,
+    user_id: str,
+) -> bool:
+    "Whether it gives this shopper a recommendation."
+    try: return bool(client.recommendations(user_id, 5))
+    except EndpointError: return False
+
+def someone(
+    settings: Settings,
+) -> str: # the shopper with most events, ties by id
+    import polars as pl
+    users = Lake(settings.path(settings.lake.root)).read("interactions").group_by("user_id").len()
+    return users.sort(["len", "user_id"], descending=[True, False]).head(1).select(pl.col("user_id")).collect().item()
+
+def serve(
+    settings: Settings,
+    title: str,
+    children: list[Child], # where the two are put
+    folder: Path,          # of the logs
+) -> str:                  # what to print when all is up
+    "Start endpoint and app side by side and wait until both answer; raises `DemoError`."
+    progress = Progress(title)
+    both = [Child("endpoint", [sys.executable, "-m", "app.serve"], folder),
+            Child("app", [sys.executable, "-m", "app.dashboard"], folder)]
+    children.extend(both)
+    address, page = reach(settings.serving.host, settings.serving.port), reach("127.0.0.1", settings.app.port)
+    user_id, until, waiting = someone(settings), time.monotonic() + DEADLINE_S, {"endpoint", "app"}
+    with Client(address, timeout_s=5) as client:
+        while waiting:
+            for c in both:
+                if c.process.poll() is not None: raise c.failure()
+            if time.monotonic() > until: raise DemoError(f"no answer within {DEADLINE_S} s from {', '.join(sorted(waiting))}; logs in {folder}")
+            if "app" in waiting and page_answers(page): waiting.discard("app")
+            if "endpoint" in waiting and endpoint_answers(client, user_id): waiting.discard("endpoint")
+            progress.tick(f"waiting for {' and '.join(sorted(waiting))}")
+            time.sleep(0.3)
+    progress.done("both answer")
+    return summary(address, page, user_id)
+
+def summary(
+    address: str, # of the endpoint
+    page: str,    # of the app
+    user_id: str, # a shopper to ask for
+) -> str:
+    "The addresses, and one command with the answer that it gives."
+    import httpx
+    url = f"{address}/recommendations/v1/{quote(user_id, safe='')}?k=5"
+    answer = httpx.get(url, timeout=5, trust_env=False).raise_for_status().text
+    return (f"\nready after {time.monotonic() - BEGAN:.0f} s\n\n  page      {page}\n  endpoint  {address}/docs\n\n"
+            f"  curl -s '{url}'\n  {answer}\n")
+
+def watch(
+    children: list[Child], # endpoint and app
+) -> None:
+    "Wait for Ctrl-C; raises `DemoError` when one of them ends by itself."
+    while True:
+        for c in children:
+            if c.process.poll() is not None: raise c.failure()
+        time.sleep(1)
+
+def demo(
+    settings: Settings,
+    once: bool, # whether to end after the answer
+) -> None:
+    "All five steps; raises `DemoError`."
+    check_ports(settings)
+    folder = settings.root.absolute()/".demo"
+    folder.mkdir(exist_ok=True)
+    record, todo = Record(folder/"state.json"), steps(settings)
+    with started() as children:
+        for i,step in enumerate(todo, 1):
+            if step.name == "ingest": set_aside(settings, record, step)
+            run(step, f"[{i}/{len(todo) + 1}] {step.name:9}", record, children, folder)
+        children.clear() # they have ended
+        print(serve(settings, f"[{len(todo) + 1}/{len(todo) + 1}] {'serve':9}", children, folder), flush=True)
+        if once: return
+        print("Ctrl-C stops both.", flush=True)
+        watch(children)
+
+def _interrupt(_signum: int, _frame: object) -> None: # SIGTERM and a closed terminal end the demo the way Ctrl-C does
+    raise KeyboardInterrupt
+
+def main() -> int: # exit code
+    "`python -m app.demo`."
+    cli = argparse.ArgumentParser(prog="python -m app.demo", description="A simulated shop, its model, endpoint and page.")
+    cli.add_argument("--once", action="store_true", help="end after the first answer")
+    once = cli.parse_args().once
+    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(s, _interrupt) # SIGINT too: a shell may have it ignored
+    try: demo(load_settings(), once)
+    except (SettingsError, DemoError) as e:
+        print(f"\nerror: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+if __name__ == "__main__": sys.exit(main())

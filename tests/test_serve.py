@@ -1,0 +1,98 @@
+"""`python -m app.serve` as it runs in production: Ray, HAProxy, signals. One Ray for all of it: a start takes up to a minute."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.client import Client, EndpointDown
+from app.ports import free_port, port_free
+
+ROOT = Path(__file__).resolve().parent.parent
+
+def run_serve(bundles: Path, port: int) -> subprocess.Popen:
+    env = os.environ | {"RECO_BUNDLES_ROOT": str(bundles), "RECO_SERVING_PORT": str(port)}
+    return subprocess.Popen([sys.executable, "-m", "app.serve"], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, start_new_session=True)
+
+@dataclass
+class Running:
+    process: subprocess.Popen
+    port: int
+
+@pytest.fixture(scope="module")
+def served(bundle_root: Path) -> Iterator[Running]:
+    port = free_port()
+    process = run_serve(bundle_root, port)
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("ready"): break
+    else: pytest.fail("it ended before it was ready:\n" + "".join(said[-30:]))
+    yield Running(process, port)
+    if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
+
+@pytest.fixture
+def client(served: Running) -> Iterator[Client]:
+    with Client(f"http://127.0.0.1:{served.port}", timeout_s=20) as c: yield c
+
+def test_it_recommends_over_http(client, bundle):
+    known = next(u for u in bundle.history.users.ids if len(bundle.history.events(u)[0]) > 5)
+    items = client.recommendations(known, 8)
+    assert len(items) == 8 and {x.item_id for x in items} <= set(bundle.items["item_id"])
+    assert client.bundle_id() == bundle.manifest["id"]
+
+def test_odd_ids_pass_through_the_proxy(client):
+    for user_id in ("nobody", "a/b", "..", "é🛒", "a\nb", "\x00", "%2F", "?k=1#x"): assert len(client.recommendations(user_id, 2)) == 2
+
+def test_many_at_once_all_get_their_answer(client):
+    with ThreadPoolExecutor(8) as pool: answers = list(pool.map(lambda i: client.recommendations(f"u{i}", 3), range(100)))
+    assert all(len(a) == 3 for a in answers)
+
+def http_listeners(served: Running) -> list[tuple[str, str]]: # process name, address
+    tree = [served.process.pid, *(p.pid for p in psutil.Process(served.process.pid).children(recursive=True))]
+    return [(psutil.Process(c.pid).name(), c.laddr.ip) for c in psutil.net_connections("tcp")
+            if c.status == psutil.CONN_LISTEN and c.pid in tree]
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with ray[serve] on Linux only")
+def test_haproxy_is_in_front_and_listens_on_loopback_only(served):
+    proxy = [ip for name,ip in http_listeners(served) if name == "haproxy"]
+    assert len(proxy) == 3 and set(proxy) == {"127.0.0.1"} # the endpoint, and HAProxy's statistics and metrics
+
+def test_a_taken_port_is_an_error_before_ray_starts(served, bundle_root):
+    began = time.monotonic()
+    second = run_serve(bundle_root, served.port)
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 1 and f"127.0.0.1:{served.port} is taken" in said and "Traceback" not in said
+    assert "RECO_SERVING_PORT" in said and time.monotonic() - began < 30
+
+def test_without_a_bundle_it_says_what_to_run(tmp_path):
+    ended = run_serve(tmp_path, free_port())
+    said, _ = ended.communicate(timeout=60)
+    assert ended.returncode == 1 and "flows/train.py" in said and "Traceback" not in said
+
+def test_a_damaged_bundle_is_refused_with_the_file_that_is_wrong(bundle_root, tmp_path):
+    shutil.copytree(bundle_root, tmp_path/"bundles")
+    with next((tmp_path/"bundles").glob("*/items.parquet")).open("ab") as f: f.write(b"x")
+    ended = run_serve(tmp_path/"bundles", free_port())
+    said, _ = ended.communicate(timeout=60)
+    assert ended.returncode == 1 and "items.parquet" in said and "Traceback" not in said
+
+def test_sigterm_ends_it_and_everything_it_started(served): # last: nothing is served after it
+    mine = [psutil.Process(served.process.pid), *psutil.Process(served.process.pid).children(recursive=True)]
+    names = " ".join(p.name() for p in mine)
+    assert len(mine) > 5 and "raylet" in names and "gcs_server" in names # the check sees what it is to see gone
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(60) == 0
+    _, left = psutil.wait_procs(mine, timeout=10)
+    assert not left, f"still running: {[p.cmdline() for p in left]}"
+    assert port_free("127.0.0.1", served.port)
+    with Client(f"http://127.0.0.1:{served.port}") as c, pytest.raises(EndpointDown): c.recommendations("u")
