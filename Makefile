@@ -9,7 +9,7 @@ DEMO ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Packages that tests of real servers need, Debian's names.
-SERVICES := chromium
+SERVICES := chromium fonts-liberation
 
 FROM = $(if $(strip $(PIP_FIND_LINKS)),$(foreach d,$(PIP_FIND_LINKS),--find-links "$(d)"),--torch-backend=$(TORCH_BACKEND))
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
@@ -84,12 +84,18 @@ lock: .venv/.uv ## requirements.lock anew from pyproject.toml, newest versions t
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	@touch $@
 
+# What is installed is compiled at once: else each of Ray's first ten processes does it for itself, all at the same time,
+# and Ray misses its own deadline for starting. Not these, which are four fifths of the files and seldom imported.
+UNCOMPILED := plotly|transformers|torch|kubernetes|sympy|moto|mlflow|statsmodels|faker|evidently|cfnlint|litestar|nltk|networkx|$\
+	pandas|sklearn|sqlalchemy|matplotlib|fontTools|pygments|debugpy|setuptools|pip|optuna|sentence_transformers|$\
+	huggingface_hub|whylogs|whylabs_client|tests?
+
 # .installing marks an install that did not come to its end: the next run then puts every package in place anew.
-# --compile-bytecode: else every process of Ray compiles its own imports, and a busy machine misses Ray's start deadline.
 $(STAMP): .venv/.uv requirements.lock pyproject.toml
 	@echo "[2/3] packages of requirements.lock (about 3 GB; minutes, once)"
 	@again=$$([ ! -e .venv/.installing ] || echo --reinstall); touch .venv/.installing; \
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode $(FROM) $$again -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python $(FROM) $$again -r requirements.lock
 	@echo "[3/3] reco itself"
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps -e .
+	@$(BIN)/python -m compileall -qq -j 0 -x '/($(UNCOMPILED))/' .venv/lib || true
 	@rm -f .venv/.installing && touch $@

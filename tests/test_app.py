@@ -175,7 +175,7 @@ def test_the_page_in_a_browser(lake, endpoint, tmp_path):
             for name, width, columns in (("wide", 1280, 6), ("phone", 390, 2)):
                 tab = browser.new_page(viewport={"width": width, "height": 850})
                 errors: list[Exception] = []
-                tab.on("pageerror", errors.append)
+                tab.on("pageerror", lambda e, errors=errors: errors.append(e))
                 tab.goto(f"http://127.0.0.1:{port}")
                 tab.wait_for_selector(".reco-cards li", timeout=60_000)
                 tab.wait_for_selector("[data-testid=stDataFrame]", timeout=60_000)
