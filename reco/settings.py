@@ -96,7 +96,7 @@ class Ranking(Section):
     gain_transaction: float = Field(10, gt=0, description="gain of an item that was then bought")
     trees: int = Field(300, ge=1, description="trees at most; early stopping usually needs fewer")
     leaves: int = Field(23, ge=2, description="leaves per tree")
-    learning_rate: float = Field(0.05, gt=0, le=1, description="shrinkage per tree")
+    learning_rate: float = Field(0.1, gt=0, le=1, description="shrinkage per tree")
     min_data_in_leaf: int = Field(50, ge=1, description="rows per leaf at least")
     patience: int = Field(30, ge=1, description="trees without a better validation NDCG before stopping")
 

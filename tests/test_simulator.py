@@ -346,9 +346,9 @@ def test_emit_keeps_its_pace():
 
     events = odd().interactions.head(300)
     stream = emit(events, rate=50, clock=lambda: now[0], sleep=sleep)
-    for i, event in enumerate(stream):
+    for i in range(10):
+        event = next(stream)
         assert now[0] == pytest.approx(100 + i/50)
-        if i == 9: break
     now[0] += 1  # a slow consumer: 50 events are overdue and come at once, then the pace is the old one
     slept.clear()
     rest = list(stream)
