@@ -68,14 +68,16 @@ def score_table(
     user:np.ndarray,             # int32 [n]
     n_items:int,                 # items that could be shown
 )->pl.DataFrame:                 # a row per system, in the order given
-    "NDCG@10 with a 95% interval over shoppers, MAP@10, Recall@10 and @20, coverage@10 and Gini@10."
+    "NDCG@10 with a 95% interval over shoppers and how often the first system is ahead, MAP@10, Recall@10 and @20, coverage@10 and Gini@10."
     want = wanted(truth)
     hit = {s: hits(items, truth) for s,items in lists.items()}
     per_request = np.stack([ndcg(x[:, :10], want) for x in hit.values()], axis=1)
-    low, high = np.quantile(bootstrap_means(per_request, user), [.025, .975], axis=0)
+    draws = bootstrap_means(per_request, user)
+    low, high = np.quantile(draws, [.025, .975], axis=0)
     mean = lambda metric, k: [float(np.nanmean(metric(x[:, :k], want))) for x in hit.values()]
     return pl.DataFrame({
         "system": list(lists), "requests": int((want > 0).sum()), "NDCG@10": np.nanmean(per_request, axis=0), "low": low, "high": high,
+        "first_ahead": [None, *(draws[:, :1] > draws[:, 1:]).mean(axis=0)],
         "MAP@10": mean(average_precision, 10), "Recall@10": mean(recall, 10), "Recall@20": mean(recall, 20),
         "coverage@10": [coverage(x[:, :10], n_items) for x in lists.values()], "Gini@10": [gini(x[:, :10], n_items) for x in lists.values()]})
 

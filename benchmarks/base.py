@@ -1,0 +1,68 @@
+"""What every benchmark shares: how it is written down, and the page that is made of all of them."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+LIBRARIES = "reco", "implicit", "lightgbm", "numba", "numpy", "polars", "ray"
+
+
+def arguments(about: str) -> argparse.ArgumentParser:
+    """A parser with what all benchmarks take."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds, for the tests; its figures mean nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    return parser
+
+
+def git_sha() -> str:
+    """The commit that was measured, `-dirty` when files differ from it."""
+    done = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def write(name: str, rows: list[dict], folder: Path, test_looks: int = 0) -> Path:
+    """Write one benchmark's rows (`system`, `case`, `metrics`), whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = f"{os.cpu_count()} cores, {os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30:.0f} GiB, {platform.machine()}"
+    command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
+    body = {"benchmark": name, "command": command, "git_sha": git_sha(), "machine": machine,
+            "versions": {p: version(p) for p in LIBRARIES} | {"python": platform.python_version()},
+            "test_looks": test_looks, "rows": rows}
+    temp, path = folder / f".{name}.json", folder / f"{name}.json"
+    temp.write_text(json.dumps(body, indent=1) + "\n")
+    temp.replace(path)
+    return path
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """Median and 99th percentile in ms, and how many were measured."""
+    ms = 1000 * np.array(seconds)
+    return {"p50_ms": round(float(np.median(ms)), 3), "p99_ms": round(float(np.quantile(ms, 0.99)), 3), "requests": len(ms)}
+
+
+def table(body: dict) -> str:
+    """One benchmark as Markdown."""
+    columns = list(dict.fromkeys(k for r in body["rows"] for k in r["metrics"]))
+    lines = [f"| system | case | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    lines += [f"| {r['system']} | {r['case']} | {' | '.join(str(r['metrics'].get(c, '')) for c in columns)} |" for r in body["rows"]]
+    return "\n".join([f"## {body['benchmark']}", "", f"`{body['command']}` · {body['git_sha']} · {body['machine']}", "", *lines, ""])
+
+
+def render(folder: Path = RESULTS, page: Path = HERE / "README.md") -> None:
+    """Make the page anew from all results."""
+    about = ("# Benchmarks\n\nEach is one command; `--quick` is a smoke run. Machines are noisy: ratios within one run count, "
+             "absolute times do not. Made by `python -m benchmarks.base` from `results/`.\n\n")
+    page.write_text(about + "\n".join(table(json.loads(p.read_text())) for p in sorted(folder.glob("*.json"))))
+
+
+if __name__ == "__main__": render()

@@ -1,0 +1,39 @@
+"""What the README promises is there, and what is committed is clean."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_compose_file_is_valid():
+    check = [str(Path(sys.executable).with_name("check-jsonschema")), "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, str(ROOT / "docker-compose.yml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_names_only_targets_and_files_that_exist():
+    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z]+)", README))
+    assert named >= {"demo", "test"} and named <= targets, named - targets
+    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    files = re.findall(r"python ((?:flows|data)/\S+\.py)", README) + links
+    assert len(files) >= 4 and not [f for f in files if not (ROOT / f).exists()]
+    folders = re.findall(r"^\| `(\w+)/`", README, re.MULTILINE)
+    assert {"nbs", "reco", "flows", "app", "data", "tests", "benchmarks"} == set(folders)
+
+
+@pytest.mark.parametrize("pattern", [r"/work/", r"/root/", r"/opt/wheels"])
+def test_no_path_of_a_machine_is_committed(pattern):
+    me = Path(__file__).resolve()
+    files = [p for d in ("nbs", "reco", "flows", "app", "data/generators", "tests", "benchmarks") for p in (ROOT / d).rglob("*")]
+    files += [p for p in ROOT.iterdir() if p.is_file()]
+    text = {".py", ".ipynb", ".md", ".ini", ".toml", ".lock", ".yml", ".sh", ".json", ""}
+    found = [p for p in files if p.is_file() and p.suffix in text and p.resolve() != me
+             and "__pycache__" not in p.parts and re.search(pattern, p.read_text(errors="ignore"))]
+    assert not found
