@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 from deltalake import DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
+from filelock import FileLock
 
 from ..schemas import CATALOG, INTERACTIONS, TS, conform
 
@@ -118,7 +119,7 @@ class Lake:
 
     def tables(self)->list[str]: # names, sorted
         if not self.root.is_dir(): return []
-        return sorted(p.name for p in self.root.iterdir() if DeltaTable.is_deltatable(str(p)))
+        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and DeltaTable.is_deltatable(str(p)))
 
     def _path(self,
         table:str, # its name
@@ -148,5 +149,7 @@ class Lake:
     )->str:                  # the snapshot that holds them
         "Add the rows whose key is not there yet, all at once; raises `LakeError` or `SchemaError`."
         rows, path = _rows(table, frame, key, day_of), self.root/table
-        if DeltaTable.is_deltatable(str(path)) or not _create(path, rows, bool(day_of)): _merge(path, rows, key)
-        return self.snapshot(table)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root/".writing.lock"): # the system frees it when its owner is killed
+            if DeltaTable.is_deltatable(str(path)) or not _create(path, rows, bool(day_of)): _merge(path, rows, key)
+            return self.snapshot(table)
