@@ -4,12 +4,12 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+
+from reco.provenance import git_sha, versions
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -24,19 +24,13 @@ def arguments(about: str) -> argparse.ArgumentParser:
     return parser
 
 
-def git_sha() -> str:
-    """The commit that was measured, `-dirty` when files differ from it."""
-    done = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
 def write(name: str, rows: list[dict], folder: Path, test_looks: int = 0) -> Path:
     """Write one benchmark's rows (`system`, `case`, `metrics`), whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     machine = f"{os.cpu_count()} cores, {os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30:.0f} GiB, {platform.machine()}"
     command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
-    body = {"benchmark": name, "command": command, "git_sha": git_sha(), "machine": machine,
-            "versions": {p: version(p) for p in LIBRARIES} | {"python": platform.python_version()},
+    body = {"benchmark": name, "command": command, "git_sha": git_sha(HERE), "machine": machine,
+            "versions": versions(LIBRARIES) | {"python": platform.python_version()},
             "test_looks": test_looks, "rows": rows}
     temp, path = folder / f".{name}.json", folder / f"{name}.json"
     temp.write_text(json.dumps(body, indent=1) + "\n")
@@ -52,10 +46,11 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 def table(body: dict) -> str:
     """One benchmark as Markdown."""
+    sha = body["git_sha"]
     columns = list(dict.fromkeys(k for r in body["rows"] for k in r["metrics"]))
     lines = [f"| system | case | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     lines += [f"| {r['system']} | {r['case']} | {' | '.join(str(r['metrics'].get(c, '')) for c in columns)} |" for r in body["rows"]]
-    return "\n".join([f"## {body['benchmark']}", "", f"`{body['command']}` · {body['git_sha']} · {body['machine']}", "", *lines, ""])
+    return "\n".join([f"## {body['benchmark']}", "", f"`{body['command']}` · {sha[:12]}{sha[40:]} · {body['machine']}", "", *lines, ""])
 
 
 def render(folder: Path = RESULTS, page: Path = HERE / "README.md") -> None:

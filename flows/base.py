@@ -4,7 +4,6 @@ Import this before `metaflow`: it decides where the runs are kept.
 """
 import os
 import re
-import subprocess
 import sys
 from datetime import date, datetime
 from pathlib import Path
@@ -25,21 +24,8 @@ if not {os.environ.get(v) for v in ("METAFLOW_USER", "SUDO_USER", "USERNAME", "U
 from metaflow import current
 from metaflow.cards import Table, VegaChart
 
+HERE = Path(__file__).resolve().parent
 PROJECT = re.sub(r"[^a-z0-9_]+", "_", SETTINGS.project.name.lower()) # Metaflow takes no other letters
-
-
-def git_sha() -> str:
-    """The commit of the code that runs, with `-dirty` when files differ from it; `unknown` outside a repository.
-
-    An image without git says it in `GIT_SHA`.
-    """
-    if named := os.environ.get("GIT_SHA"): return named
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
-    try:
-        sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError): return "unknown"
-    return sha + "-dirty" * bool(changed)
 
 
 def run_record(settings: Settings, sha: str, inputs: dict[str, str], snapshots: dict[str, str],

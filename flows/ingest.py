@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
-from base import PROJECT, SETTINGS, card_lines, card_table, git_sha, run_record
+from base import HERE, PROJECT, SETTINGS, card_lines, card_table, run_record
 from metaflow import FlowSpec, Parameter, card, current, project, step
 from metaflow.cards import Markdown
 
@@ -11,6 +11,7 @@ import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
 from reco.data.lake import Lake
 from reco.data.quality import accept, check_catalog, check_interactions, per_day, reasons, summary
 from reco.data.sources import gather, read_source, sessionize
+from reco.provenance import git_sha
 
 
 @project(name=PROJECT)
@@ -22,7 +23,7 @@ class IngestFlow(FlowSpec):
     @step
     def start(self):
         """Fix what the run depends on: settings, code, moment."""
-        self.settings, self.git_sha, self.now = SETTINGS, git_sha(), datetime.now(UTC)
+        self.settings, self.git_sha, self.now = SETTINGS, git_sha(HERE), datetime.now(UTC)
         print(f"source {self.source} in {self.path}, lake {SETTINGS.path(SETTINGS.lake.root)}, code {self.git_sha}")
         self.next(self.ingest)
 

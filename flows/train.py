@@ -1,8 +1,6 @@
 """Lake → candidates → ranker → evaluation → bundle. `python flows/train.py run`; `settings.ini` has the knobs."""
-from importlib.metadata import version
-
 import polars as pl
-from base import PROJECT, SETTINGS, card_table, git_sha, run_record
+from base import HERE, PROJECT, SETTINGS, card_table, run_record
 from metaflow import FlowSpec, card, current, project, step
 from metaflow.cards import Markdown, VegaChart
 
@@ -14,6 +12,7 @@ from reco.data.shop import ShopData, index_shop
 from reco.evaluation.backtest import backtest
 from reco.features.assemble import ranker_features
 from reco.moment import make_sources
+from reco.provenance import git_sha, versions
 from reco.ranking.training import cutoffs_of, train_ranker
 from reco.settings import Settings
 
@@ -34,7 +33,7 @@ class TrainFlow(FlowSpec):
     @step
     def start(self):
         """Fix what the run depends on: settings, code, data snapshots, cutoffs."""
-        self.settings, self.git_sha = SETTINGS, git_sha()
+        self.settings, self.git_sha = SETTINGS, git_sha(HERE)
         make_sources(SETTINGS)  # a misspelt source stops here, not after the first fit
         lake = Lake(SETTINGS.path(SETTINGS.lake.root))
         self.snapshots = {t: lake.snapshot(t) for t in TABLES}
@@ -66,7 +65,7 @@ class TrainFlow(FlowSpec):
         """Refit the sources on everything, publish the bundle and show the evaluation."""
         shop = read_shop(self.settings, self.snapshots)
         self.record = run_record(self.settings, self.git_sha, {"lake": self.settings.lake.root}, self.snapshots, self.asof)
-        about = self.record | {"versions": {p: version(p) for p in LIBRARIES}, "metrics": self.table.to_dicts(),
+        about = self.record | {"versions": versions(LIBRARIES), "metrics": self.table.to_dicts(),
                                "cutoffs": {k: str(v) for k, v in vars(self.cutoffs).items()}}
         bundle = make_bundle(shop, epoch_ms(self.asof), self.ranker, self.settings, about)
         folder = save_bundle(bundle, self.settings.path(self.settings.bundles.root))
