@@ -11,7 +11,7 @@ import reco.pipeline
 from reco.bundle import load_bundle, make_bundle, save_bundle
 from reco.data.histories import epoch_ms, histories
 from reco.data.shop import index_shop
-from reco.data.split import draw_requests
+from reco.data.split import requests_at, thin, who_and_when
 from reco.moment import fit_moment, ranker_rows
 from reco.pipeline import RecommendationRequest, UserEvent, recommend
 
@@ -21,7 +21,7 @@ PAIRS = 200
 def asked(trained) -> pl.DataFrame:
     """Sampled (shopper, moment) pairs of the hold-out."""
     until = trained.cutoffs.label_end(trained.cutoffs.holdout)
-    return draw_requests(trained.shop.events, trained.cutoffs.holdout, until, PAIRS, seed=5)
+    return thin(requests_at(trained.shop.events, trained.cutoffs.holdout, until, seed=5), PAIRS, seed=5)
 
 
 def fresh(trained, user: str, asof: datetime) -> list[UserEvent]:
@@ -42,7 +42,7 @@ def served(trained, tmp_path_factory):
 def test_offline_rows_equal_online_rows(trained, served, monkeypatch):
     pairs = asked(trained)
     assert pairs.height == PAIRS and set(pairs["kind"]) == {"home", "visit"}
-    user, asof = pairs["user_idx"].to_numpy(), pairs["asof"].dt.epoch("ms").to_numpy()
+    user, asof = who_and_when(pairs)
     moment = fit_moment(trained.shop, epoch_ms(trained.cutoffs.holdout), trained.settings)
     h = histories(trained.shop.log, user, asof, trained.settings.train.max_history, moment.known)
     c, rows = ranker_rows(moment, h)

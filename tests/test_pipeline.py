@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reco.bundle import BundleError, latest_bundle, load_bundle, publish, save_bundle
-from reco.evaluation.backtest import backtest
+from reco.evaluation.backtest import backtest, judged_requests
 from reco.pipeline import RecommendationRequest, UserEvent, recommend
 
 
@@ -133,3 +133,14 @@ def test_the_pipeline_beats_every_single_source(trained):
     table = backtest(trained.shop, trained.cutoffs, trained.ranker, trained.settings, grade=1).filter(slice="all")
     score = dict(table.select("system", "NDCG@10").iter_rows())
     assert score["pipeline"] > max(v for s, v in score.items() if s != "pipeline"), score
+
+
+def test_the_evaluation_samples_only_what_can_be_judged(trained):
+    """Buyers are few: a sample of all requests would leave next to none of them."""
+    few = trained.settings.model_copy(update={"train": trained.settings.train.model_copy(update={"max_requests": 20})})
+    every, some = (judged_requests(trained.shop, trained.cutoffs, s, grade=3) for s in (trained.settings, few))
+    assert every.height > 40 and some.height == 20 and some.join(every, on=every.columns, how="anti").is_empty()
+    bought = trained.sim.interactions.filter((pl.col("event") == "transaction") & (pl.col("ts") >= trained.cutoffs.holdout))
+    last = dict(bought.group_by("user_id").agg(pl.col("ts").max()).iter_rows())
+    who = trained.shop.users.external(every["user_idx"].to_numpy())
+    assert all(last[user] >= asof for user, asof in zip(who, every["asof"], strict=True))

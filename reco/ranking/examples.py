@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from ..data.histories import ADDTOCART, CLICK, TRANSACTION, VIEW, EventLog, histories, ranges
+from ..data.split import who_and_when
 from ..moment import Moment, ranker_rows
 from ..schemas import EVENTS
 
@@ -83,7 +84,7 @@ def make_examples(
     max_history:int,         # latest events of a past
 )->Examples:
     "Candidates of the requests with what happened next."
-    user, asof = requests["user_idx"].to_numpy(), requests["asof"].dt.epoch("ms").to_numpy()
+    user, asof = who_and_when(requests)
     h = histories(log, user, asof, max_history, moment.known)
     c, rows = ranker_rows(moment, h)
     grade = label(c.indptr, c.item, outcomes(log, user, asof, until), log.n_items)

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from ..data.histories import epoch_ms
 from ..data.shop import ShopData
-from ..data.split import Cutoffs, draw_requests, split_in_time
+from ..data.split import Cutoffs, requests_at, split_in_time, thin
 from ..moment import fit_moment
 from .examples import Examples, make_examples
 from .lambdamart import Ranker, fit_ranker
@@ -33,7 +33,7 @@ def examples_at(
 )->Examples:
     "Labelled lists of one cutoff, from sources fitted before it."
     moment = fit_moment(shop, epoch_ms(cutoff), settings)
-    requests = draw_requests(shop.events, cutoff, until, settings.train.max_requests, settings.project.seed)
+    requests = thin(requests_at(shop.events, cutoff, until, settings.project.seed), settings.train.max_requests, settings.project.seed)
     return make_examples(shop.log, moment, requests, epoch_ms(until), settings.train.max_history)
 
 # %% ../../nbs/43_ranking.training.ipynb #5f344ef4
