@@ -9,6 +9,7 @@ __all__ = ['EVENT_WEIGHTS', 'Retrieved', 'CandidateSource', 'save_source', 'sour
 # %% ../../nbs/30_candidates.base.ipynb #f62901c7
 import json
 from dataclasses import asdict, dataclass
+from heapq import heapify, heapreplace
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -83,9 +84,12 @@ def top_k(
     k,       # wanted
 ):           # (int32, float32) of length min(n, k), best first
     "The `k` best by score, ties to the lower index."
-    if k < len(items): # a quick cut: everything at or above the k-th best score
-        cut = np.partition(scores, len(scores) - k)[len(scores) - k]
-        keep = scores >= cut
+    if k < len(items): # a quick cut: everything at or above the k-th best score, found in one pass
+        best = list(scores[:k])
+        heapify(best)
+        for s in scores[k:]:
+            if s > best[0]: heapreplace(best, s)
+        keep = scores >= best[0]
         items, scores = items[keep], scores[keep]
     by_item = np.argsort(items)
     items, scores = items[by_item], scores[by_item]
