@@ -141,7 +141,8 @@ class Replica:
     ) -> None:
         "Take a bundle into service; raises `BundleError`, and then the one before stays. Ray Serve calls it for each new config."
         bundle = load_bundle(Path(config["bundle"]))
-        recommend(RecommendationRequest(user_id=None, k=1), bundle) # what compiles or fails does so before the first shopper
+        for user_id in (None, bundle.history.busiest()): # what compiles, loads or fails does so before the first shopper
+            recommend(RecommendationRequest(user_id=user_id, k=1), bundle)
         self.bundle = bundle
 
     @property

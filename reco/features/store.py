@@ -35,6 +35,10 @@ class HistoryStore:
         at = slice(self.indptr[u], self.indptr[u + 1])
         return self.item[at], self.event[at], self.ts[at]
 
+    def busiest(self)->str|None: # external id; None in an empty store
+        "The shopper with most events, the first of them: a request that exercises everything."
+        return self.users.ids[int(np.diff(self.indptr).argmax())] if len(self.users) else None
+
     def save(self,
         folder:Path,  # made if need be
     )->None:
