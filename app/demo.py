@@ -296,12 +296,13 @@ def serve(
     address, page = reach(settings.serving.host, settings.serving.port), reach("127.0.0.1", settings.app.port)
     user_id, until, waiting = someone(settings), time.monotonic() + DEADLINE_S, {"endpoint", "app"}
     with Client(address, timeout_s=5) as client:
-        while waiting:
+        while True:
             for c in both:
                 if c.process.poll() is not None: raise c.failure()
             if time.monotonic() > until: raise DemoError(f"no answer within {DEADLINE_S} s from {', '.join(sorted(waiting))}; logs in {folder}")
             if "app" in waiting and page_answers(page): waiting.discard("app")
             if "endpoint" in waiting and endpoint_answers(client, user_id): waiting.discard("endpoint")
+            if not waiting: break
             progress.tick(f"waiting for {' and '.join(sorted(waiting))}")
             time.sleep(0.3)
     progress.done("both answer")

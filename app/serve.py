@@ -35,7 +35,7 @@ MAX_K, MAX_ID = 100, 512 # items in one answer; characters of an id (longer ones
 class Recommendation(BaseModel):
     "One recommended item."
     item_id: str = Field(description="the shop's own id of the item", examples=["product_45"])
-    score: float = Field(ge=0, le=1, description="how well the item fits; comparable within one answer", examples=[0.98])
+    score: float = Field(ge=0, le=1, description="the chance that the shopper touches the item within the horizon", examples=[0.98])
 
 class Recommendations(BaseModel):
     "The answer for one shopper, best first."
@@ -45,7 +45,7 @@ class Recommendations(BaseModel):
 class Health(BaseModel):
     "The endpoint is alive and has a bundle."
     status: str = Field(examples=["ok"])
-    bundle_id: str = Field(description="the model bundle that answers", examples=["reco-20261101T000000Z-1a2b3c4d"])
+    bundle_id: str = Field(description="the model bundle that answers", examples=["2026-11-01T000000Z-1a2b3c4d"])
 
 class Problem(BaseModel):
     "What was wrong with a request (RFC 9457, application/problem+json)."

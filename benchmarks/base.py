@@ -25,7 +25,7 @@ def arguments(about: str) -> argparse.ArgumentParser:
 
 
 def write(name: str, rows: list[dict], folder: Path, test_looks: int = 0) -> Path:
-    """Write one benchmark's rows (`system`, `case`, `metrics`), whole or not at all."""
+    """Write one benchmark's rows (`system`, `case`, `metrics`), whole or not at all, and print them."""
     folder.mkdir(parents=True, exist_ok=True)
     machine = f"{os.cpu_count()} cores, {os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30:.0f} GiB, {platform.machine()}"
     command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
@@ -35,6 +35,7 @@ def write(name: str, rows: list[dict], folder: Path, test_looks: int = 0) -> Pat
     temp, path = folder / f".{name}.json", folder / f"{name}.json"
     temp.write_text(json.dumps(body, indent=1) + "\n")
     temp.replace(path)
+    print(table(body))
     return path
 
 
@@ -50,7 +51,9 @@ def table(body: dict) -> str:
     columns = list(dict.fromkeys(k for r in body["rows"] for k in r["metrics"]))
     lines = [f"| system | case | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     lines += [f"| {r['system']} | {r['case']} | {' | '.join(str(r['metrics'].get(c, '')) for c in columns)} |" for r in body["rows"]]
-    return "\n".join([f"## {body['benchmark']}", "", f"`{body['command']}` · {sha[:12]}{sha[40:]} · {body['machine']}", "", *lines, ""])
+    about = f"`{body['command']}` · {sha[:12]}{sha[40:]} · {body['machine']}"
+    if body["test_looks"]: about += f" · test part looked at {body['test_looks']} times"
+    return "\n".join([f"## {body['benchmark']}", "", about, "", *lines, ""])
 
 
 def render(folder: Path = RESULTS, page: Path = HERE / "README.md") -> None:

@@ -44,7 +44,6 @@ def main() -> None:
                ("reco", "stranger", measure(lambda r: recommend(r, bundle), strangers)),
                ("LightGBM predict alone", f"the same rows, {case}", measure(ranker.margin, rows))]
     write("pipeline", [{"system": s, "case": c, "metrics": percentiles(t)} for s, c, t in results], args.results)
-    for s, c, t in results: print(f"{s:24} {c:60} {percentiles(t)}")
     if not args.quick: render()
 
 

@@ -33,7 +33,7 @@ def run_record(settings: Settings, sha: str, inputs: dict[str, str], snapshots: 
     """What a run has to say to be repeated: code, settings, seed, moment, and what it read and wrote."""
     return {"project": PROJECT, "flow": current.flow_name, "run_id": current.run_id, "git_sha": sha,
             "seed": settings.project.seed, "asof": asof.isoformat() if asof else None, "inputs": inputs,
-            "snapshots": snapshots, "settings": settings.model_dump(mode="json")}
+            "snapshots": snapshots, "settings": settings.model_dump(mode="json", exclude={"root"})}
 
 
 def _shown(value: object) -> str:

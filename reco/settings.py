@@ -24,7 +24,7 @@ class Section(BaseModel):
 
 # %% ../nbs/01_settings.ipynb #00284b6f
 class Project(Section):
-    name: str = Field("reco", min_length=1, description="name in run records and bundle ids")
+    name: str = Field("reco", min_length=1, description="name in run records and of the Metaflow project")
     seed: int = Field(7, ge=0, description="seed of everything that draws at random")
 
 class Lake(Section):
