@@ -50,7 +50,7 @@ def main() -> None:
     if args.quick:
         sim = simulate(500, 200, 10_000, days=90, end=datetime(2026, 5, 1, tzinfo=UTC), seed=7)
         shop = index_shop(sim.interactions, sim.catalog)
-    elif args.path: shop = shop_from(args.source, args.path, settings.data.max_bad_share)
+    elif args.path: shop = shop_from(args.source, args.path, settings.quality.bad_share.value)
     else: return print("holdout: nothing measured; it needs --path with raw files, and --source for their format")
     cutoffs = cutoffs_of(shop, settings)
     table = backtest(shop, cutoffs, train_ranker(shop, cutoffs, settings), settings)

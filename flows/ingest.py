@@ -31,8 +31,8 @@ class IngestFlow(FlowSpec):
     def ingest(self):
         """Read and judge everything, then write: bad rows first, so that no row is ever in neither place."""
         batch, data = read_source(self.source, Path(self.path)), self.settings.data
-        events = accept(check_interactions(gather(batch.events, "interactions"), self.now), data.max_bad_share)
-        catalog = accept(check_catalog(gather(batch.catalog, "catalog")), data.max_bad_share)
+        events = accept(check_interactions(gather(batch.events, "interactions"), self.now), self.settings.quality.bad_share.value)
+        catalog = accept(check_catalog(gather(batch.catalog, "catalog")), self.settings.quality.bad_share.value)
         log, bad = sessionize(events.good, data.session_gap_minutes), pl.concat([events.bad, catalog.bad])
         lake = Lake(self.settings.path(self.settings.lake.root))
         self.snapshots = {

@@ -17,7 +17,7 @@ def run(folder: Path, raw: Path) -> subprocess.CompletedProcess:
 
 
 def test_a_good_folder_goes_in_and_a_bad_one_changes_nothing(tmp_path):
-    (tmp_path / "settings.ini").write_text("[project]\nname = My Shop\n[data]\nmax_bad_share = 0.1\n")
+    (tmp_path / "settings.ini").write_text("[project]\nname = My Shop\n[quality]\nbad_share = 0.1\n")
     good, bad = tmp_path / "good", tmp_path / "bad"
     for folder, unknown in ((good, 1), (bad, 5)):
         folder.mkdir()

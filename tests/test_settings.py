@@ -37,7 +37,7 @@ def test_every_key_of_the_file_is_explained():
     ("[lakes]\nroot = x", ["'lakes'", "did you mean 'lake'"]),
     ("[als]\nfactors = many", ["[als] factors", "'many'", "integer"]),
     ("[als]\nfactors = 1", ["[als] factors", "'1'", "greater than or equal to 2"]),
-    ("[data]\nsource = oracle", ["source = 'oracle'", "'simulator', 'retailrocket' or 'files'"]),
+    ("[data]\nsource = oracle", ["source = 'oracle'", "'simulator', 'retailrocket', 'online_retail', 'files' or 'postgres'"]),
     ("[candidates]\nmine = lab:Trend", ["mine = 'lab:Trend'", "module:Class"]),
     ("no section = 1", ["settings.ini", "no section headers"]),
 ])
