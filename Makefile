@@ -16,10 +16,10 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test prepare lab ingest train serve app bench services lock clean
+.PHONY: help demo test prepare lab ingest train materialize serve app bench services lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## everything from a simulated shop to a page with recommendations; Ctrl-C ends it
 	@exec $(BIN)/python -m app.demo $(DEMO)
@@ -41,6 +41,9 @@ ingest: $(STAMP) ## raw files into the lake
 
 train: $(STAMP) ## the lake into a model bundle
 	@exec $(BIN)/python flows/train.py run
+
+materialize: $(STAMP) ## pasts of shoppers and features of items into the online store
+	@exec $(BIN)/python flows/materialize.py run
 
 serve: $(STAMP) ## the endpoint on the newest bundle
 	@exec $(BIN)/python -m app.serve

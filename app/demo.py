@@ -21,7 +21,8 @@ import psutil
 
 from app.client import Client, EndpointError
 from app.ports import port_free, reach
-from reco.data.lake import Lake
+from reco.data.lake import LakeError, open_lake
+from reco.features.store import StoreError, open_store
 from reco.settings import Settings, SettingsError, find_settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -215,8 +216,8 @@ def run(
 def steps(
     settings: Settings,
 ) -> list[Step]: # in order
-    "Simulate, ingest, train."
-    raw, lake, bundles = (settings.path(p).absolute() for p in (settings.data.path, settings.lake.root, settings.bundles.root))
+    "Simulate, ingest, train, materialize."
+    raw, bundles = (settings.path(p).absolute() for p in (settings.data.path, settings.bundles.root))
     generator, library = ROOT/"data"/"generators"/"generate_shop.py", ROOT/"reco"
     about = settings.model_dump(mode="json", exclude={"root", "serving", "app"})
     simulate = Step("simulate", [sys.executable, str(generator)],
@@ -224,15 +225,34 @@ def steps(
                  "the simulator": code(generator, library/"data"/"simulator.py", library/"data"/"assortment.py")},
         lambda: any(raw.glob("*.parquet")))
     ingest = Step("ingest", [sys.executable, "flows/ingest.py", "run"],
-        lambda: {"the raw files": listing(raw), "[data]": [about["data"], str(lake)],
+        lambda: {"the raw files": listing(raw), "[data]": [about["data"], about["quality"], settings.lake_root],
                  "the code": code(ROOT/"flows"/"ingest.py", ROOT/"flows"/"base.py", library/"data", library/"schemas.py")},
-        lambda: (lake/"interactions").is_dir())
+        lambda: "interactions" in lake_states(settings))
     train = Step("train", [sys.executable, "flows/train.py", "run"],
-        lambda: {"the lake": listing(lake), "the settings": [{k: v for k,v in about.items() if k not in ("simulator", "data")},
+        lambda: {"the lake": lake_states(settings), "the settings": [{k: v for k,v in about.items() if k not in ("simulator", "data", "online", "stream")},
                                                             str(bundles)],
                  "the code": code(ROOT/"flows"/"train.py", ROOT/"flows"/"base.py", library)},
         lambda: (bundles/"current").is_file())
-    return [simulate, ingest, train] if settings.data.source == "simulator" else [ingest, train]
+    materialize = Step("materialize", [sys.executable, "flows/materialize.py", "run"],
+        lambda: {"the lake": lake_states(settings), "the bundle": listing(bundles/"current"), "[online]": [about["online"], about["train"]["max_history"]],
+                 "the code": code(ROOT/"flows"/"materialize.py", ROOT/"flows"/"base.py", library)},
+        lambda: knows_someone(settings))
+    return [simulate, ingest, train, materialize] if settings.data.source == "simulator" else [ingest, train, materialize]
+
+def lake_states(
+    settings: Settings,
+) -> dict[str, str]: # table → snapshot, of those that a model is made of
+    "What the lake holds; raises `LakeError`."
+    lake = open_lake(settings)
+    return {t: lake.snapshot(t) for t in ("interactions", "catalog") if t in lake.tables()}
+
+def knows_someone(
+    settings: Settings,
+) -> bool:
+    "Whether the online store has a shopper's past."
+    try:
+        with contextlib.closing(open_store(settings)) as store: return store.someone() is not None
+    except StoreError: return False
 
 def set_aside(
     settings: Settings,
@@ -240,10 +260,12 @@ def set_aside(
     ingest: Step,
 ) -> None:
     "Another simulated shop must not be poured over the one in the lake: that lake is renamed, never deleted."
-    lake = settings.path(settings.lake.root)
     if settings.data.source != "simulator": return
     holds, raw = record.steps.get("lake"), {"the raw files": ingest.inputs()["the raw files"]}
     record.keep("lake", raw)
+    if "://" in settings.lake_root and holds not in (None, raw):
+        raise DemoError(f"{settings.lake_root} holds another simulated shop; name another place with RECO_LAKE_ROOT")
+    lake = Path(settings.lake_root)
     if holds in (None, raw) or not lake.is_dir(): return
     aside = lake.with_name(f"{lake.name}.until-{time.strftime('%Y%m%dT%H%M%S')}")
     lake.rename(aside)
@@ -279,7 +301,7 @@ def someone(
     settings: Settings,
 ) -> str: # the shopper with most events, ties by id
     import polars as pl
-    users = Lake(settings.path(settings.lake.root)).read("interactions").group_by("user_id").len()
+    users = open_lake(settings).read("interactions").group_by("user_id").len()
     return users.sort(["len", "user_id"], descending=[True, False]).head(1).select(pl.col("user_id")).collect().item()
 
 def serve(
@@ -333,7 +355,7 @@ def demo(
     settings: Settings,
     once: bool, # whether to end after the answer
 ) -> None:
-    "All five steps; raises `DemoError`."
+    "All steps; raises `DemoError`."
     check_ports(settings)
     folder = settings.root.absolute()/".demo"
     folder.mkdir(exist_ok=True)
@@ -341,9 +363,9 @@ def demo(
     with started() as children:
         for i,step in enumerate(todo, 1):
             if step.name == "ingest": set_aside(settings, record, step)
-            run(step, f"[{i}/{len(todo) + 1}] {step.name:9}", record, children, folder)
+            run(step, f"[{i}/{len(todo) + 1}] {step.name:11}", record, children, folder)
         children.clear() # they have ended
-        print(serve(settings, f"[{len(todo) + 1}/{len(todo) + 1}] {'serve':9}", children, folder), flush=True)
+        print(serve(settings, f"[{len(todo) + 1}/{len(todo) + 1}] {'serve':11}", children, folder), flush=True)
         if once: return
         print("Ctrl-C stops both.", flush=True)
         watch(children)
@@ -358,7 +380,7 @@ def main() -> int: # exit code
     once = cli.parse_args().once
     for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(s, _interrupt) # SIGINT too: a shell may have it ignored
     try: demo(load_settings(), once)
-    except (SettingsError, DemoError) as e:
+    except (SettingsError, DemoError, LakeError) as e:
         print(f"\nerror: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

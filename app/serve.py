@@ -20,9 +20,10 @@ from starlette.exceptions import HTTPException
 
 import reco
 from app.ports import free_port, port_free, reach
-from reco.bundle import BundleError, latest_bundle, load_bundle, verify
+from reco.bundle import BundleError, ModelBundle, latest_bundle, load_bundle, verify
+from reco.features.store import OnlineStore, StoreError, open_store
 from reco.pipeline import RecommendationRequest, RecommendationResponse, recommend
-from reco.settings import SettingsError, load_settings
+from reco.settings import Settings, SettingsError, find_settings, load_settings
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -129,9 +130,12 @@ def create_app(
 
 # ---- the replica --------------------------------------------------------------------------------------------------
 
+STORE_S = 0.2 # a request waits so long for the online store, then it answers without; half a millisecond is usual
+
 class Replica:
-    "Holds one bundle and answers with it; Ray Serve makes `replicas` of them."
-    bundle = None # until the first `reconfigure`
+    "Holds one bundle and a connection to the online store; Ray Serve makes `replicas` of them."
+    bundle: ModelBundle|None = None # until the first `reconfigure`
+    store: OnlineStore|None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI: # called by Ray Serve once per replica
         return create_app(self)
@@ -141,15 +145,24 @@ class Replica:
     ) -> None:
         "Take a bundle into service; raises `BundleError`, and then the one before stays. Ray Serve calls it for each new config."
         bundle = load_bundle(Path(config["bundle"]))
-        for user_id in (None, bundle.history.busiest()): # what compiles, loads or fails does so before the first shopper
-            recommend(RecommendationRequest(user_id=user_id, k=1), bundle)
+        if self.store is None: # from settings and environment, as the driver: an address with a password is in no config of Ray's
+            self.store = open_store(load_settings(), timeout_s=STORE_S)
+        for user_id in (None, someone(self.store)): # what compiles, loads or fails does so before the first shopper
+            recommend(RecommendationRequest(user_id=user_id, k=1), bundle, self.store)
         self.bundle = bundle
 
     @property
     def bundle_id(self) -> str: return self.bundle.manifest["id"]
 
     def recommend(self, user_id: str, k: int) -> RecommendationResponse:
-        return recommend(RecommendationRequest(user_id=user_id, k=k), self.bundle)
+        return recommend(RecommendationRequest(user_id=user_id, k=k), self.bundle, self.store)
+
+def someone(
+    store: OnlineStore,
+) -> str|None: # a shopper with a past; None when nobody has one or the store is down
+    "Whom to ask for on trial."
+    try: return store.breaker.ask(store.someone)
+    except StoreError: return None
 
 def application(
     args: dict[str, str], # {"bundle": folder of a bundle, "replicas": how many}
@@ -236,24 +249,36 @@ def stop() -> None:
         serve.shutdown()
         ray.shutdown()
 
+def look_at_store(
+    settings: Settings,
+) -> OnlineStore: # kept open: an embedded one runs as long as somebody has it open
+    "Open the online store and say what is missing; raises `StoreError` for an address that cannot be one."
+    store = open_store(settings, timeout_s=5)
+    try:
+        if store.someone() is None: print("the online store knows no shopper yet: run `python flows/materialize.py run`", flush=True)
+    except StoreError as e: print(f"{e}; answers do without it until it is there", flush=True)
+    return store
+
 def _interrupt(_signum: int, _frame: object) -> None: # SIGTERM and Ctrl-C end the endpoint alike
     raise KeyboardInterrupt
 
 def main() -> int: # exit code
     "`python -m app.serve`: serve the newest bundle until SIGINT or SIGTERM."
-    began = time.monotonic()
+    began, store = time.monotonic(), None
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, _interrupt) # SIGINT too: a shell may have it ignored
     try:
         settings = load_settings()
+        if found := find_settings(): os.environ["RECO_SETTINGS"] = str(found.absolute()) # for the replicas, wherever they stand
         bundle = latest_bundle(settings.path(settings.bundles.root)).absolute()
         verify(bundle) # a replica checks it too, but half a minute later and inside a traceback of Ray's
         host, port = settings.serving.host, settings.serving.port
         print(f"{bundle.name} on {host}:{port}: starting Ray Serve (half a minute on 2 cores)", flush=True)
+        store = look_at_store(settings)
         start(bundle, host, port, settings.serving.replicas)
         signal.signal(signal.SIGTERM, _interrupt) # ray.init put its own there
         print(f"ready after {time.monotonic() - began:.0f} s: {reach(host, port)}/docs", flush=True)
         while True: signal.pause()
-    except (SettingsError, BundleError, StartError) as e:
+    except (SettingsError, BundleError, StoreError, StartError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit):
@@ -262,6 +287,7 @@ def main() -> int: # exit code
     finally:
         for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN) # a second Ctrl-C would leave Ray behind
         stop()
+        if store: store.close()
 
 if __name__ == "__main__":
     from app.serve import main  # by its name, so that Ray's workers import it rather than unpickle it

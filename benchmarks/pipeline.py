@@ -1,20 +1,27 @@
 """`recommend` in process, one request after the other, beside the floor: LightGBM's `predict` on the very same rows.
 
+Pasts come from an embedded online store; once more with them in the request, without a store; once more with newer item features
+in the store.
+
 What it leaves out: HTTP, several requests at once, and catalogues beyond the simulated one.
 """
 
+import tempfile
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 from benchmarks.base import arguments, percentiles, render, write
 from reco.bundle import make_bundle
 from reco.data.histories import epoch_ms
 from reco.data.shop import index_shop
 from reco.data.simulator import simulate
+from reco.features.store import open_store
 from reco.moment import ranker_rows
-from reco.pipeline import RecommendationRequest, recommend, request_history
+from reco.pipeline import RecommendationRequest, UserEvent, recommend, request_history
 from reco.ranking.training import cutoffs_of, train_ranker
-from reco.settings import load_settings
+from reco.schemas import EVENTS
+from reco.settings import Settings, load_settings
 
 
 def measure(call, inputs: list) -> list[float]:
@@ -38,11 +45,22 @@ def main() -> None:
     bundle = make_bundle(shop, epoch_ms(end), ranker, settings, {"id": "benchmark"})
     known = [RecommendationRequest(u, 10, end) for u in shop.users.ids.sample(n, seed=1, with_replacement=True)]
     strangers = [RecommendationRequest(f"stranger {i}", 10, end) for i in range(n)]
-    rows = [ranker_rows(bundle.moment, request_history(r, bundle))[1] for r in known]
-    case = f"{size[1]:,} items, {sum(map(len, rows))/n:.0f} candidates, {ranker.booster.num_trees()} trees"
-    results = [("reco", f"known shopper, {case}", measure(lambda r: recommend(r, bundle), known)),
-               ("reco", "stranger", measure(lambda r: recommend(r, bundle), strangers)),
-               ("LightGBM predict alone", f"the same rows, {case}", measure(ranker.margin, rows))]
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(Settings(root=Path(folder), train=settings.train))
+        store.append(sim.interactions)
+        pasts = store.events_many([r.user_id for r in known])
+        carried = [RecommendationRequest(None, 10, end, [UserEvent(e.item_id, EVENTS[e.event], datetime.fromtimestamp(e.ts / 1000, UTC))
+                                                         for e in past]) for past in pasts]
+        rows = [ranker_rows(bundle.moment, request_history(r, bundle, past))[1] for r, past in zip(known, pasts, strict=True)]
+        case = f"{size[1]:,} items, {sum(map(len, rows))/n:.0f} candidates, {ranker.booster.num_trees()} trees"
+        results = [("reco", f"known shopper, {case}", measure(lambda r: recommend(r, bundle, store), known)),
+                   ("reco", "the past in the request, no store", measure(lambda r: recommend(r, bundle), carried)),
+                   ("reco", "stranger", measure(lambda r: recommend(r, bundle, store), strangers)),
+                   ("LightGBM predict alone", f"the same rows, {case}", measure(ranker.margin, rows))]
+        store.put_rows("newer", bundle.ids.ids.to_list(), bundle.moment.per_item)
+        store.activate(bundle.id, "newer", bundle.moment.asof + 1)
+        results.insert(1, ("reco", "known shopper, item features from the store too", measure(lambda r: recommend(r, bundle, store), known)))
+        store.close()
     write("pipeline", [{"system": s, "case": c, "metrics": percentiles(t)} for s, c, t in results], args.results)
     if not args.quick: render()
 

@@ -7,22 +7,21 @@ from metaflow.cards import Markdown, VegaChart
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
 from reco.bundle import make_bundle, publish, save_bundle
 from reco.data.histories import epoch_ms
-from reco.data.lake import Lake
+from reco.data.lake import open_lake
 from reco.data.shop import ShopData, index_shop
 from reco.evaluation.backtest import backtest
 from reco.features.assemble import ranker_features
 from reco.moment import make_sources
 from reco.provenance import git_sha, versions
 from reco.ranking.training import cutoffs_of, train_ranker
-from reco.settings import Settings
 
 TABLES = "interactions", "catalog"
 LIBRARIES = "implicit", "lightgbm", "numba", "numpy", "polars", "scipy"
 
 
-def read_shop(settings: Settings, snapshots: dict[str, str]) -> ShopData:
+def read_shop(snapshots: dict[str, str]) -> ShopData:
     """The lake's tables at the snapshots that the run began with, whatever has been written since."""
-    lake = Lake(settings.path(settings.lake.root))
+    lake = open_lake(SETTINGS)
     return index_shop(*(lake.read(t, snapshots[t]).collect() for t in TABLES))
 
 
@@ -33,11 +32,11 @@ class TrainFlow(FlowSpec):
     @step
     def start(self):
         """Fix what the run depends on: settings, code, data snapshots, cutoffs."""
-        self.settings, self.git_sha = SETTINGS, git_sha(HERE)
+        self.settings, self.git_sha = SETTINGS.without_secrets(), git_sha(HERE)
         make_sources(SETTINGS)  # a misspelt source stops here, not after the first fit
-        lake = Lake(SETTINGS.path(SETTINGS.lake.root))
+        lake = open_lake(SETTINGS)
         self.snapshots = {t: lake.snapshot(t) for t in TABLES}
-        shop = read_shop(self.settings, self.snapshots)
+        shop = read_shop(self.snapshots)
         self.cutoffs, self.asof = cutoffs_of(shop, self.settings), shop.end
         print(f"{len(shop.log):,} events of {len(shop.users):,} shoppers and {len(shop.items):,} items, {self.snapshots}")
         print(f"cutoffs: train {[f'{c:%Y-%m-%d}' for c in self.cutoffs.train]}, "
@@ -47,14 +46,14 @@ class TrainFlow(FlowSpec):
     @step
     def train(self):
         """Fit sources at every cutoff, and the ranker on what they proposed."""
-        self.ranker = train_ranker(read_shop(self.settings, self.snapshots), self.cutoffs, self.settings)
+        self.ranker = train_ranker(read_shop(self.snapshots), self.cutoffs, self.settings)
         print(f"{self.ranker.booster.num_trees()} trees on {len(self.ranker.features)} features")
         self.next(self.evaluate)
 
     @step
     def evaluate(self):
         """Judge the pipeline and every single source on the hold-out."""
-        self.table = backtest(read_shop(self.settings, self.snapshots), self.cutoffs, self.ranker, self.settings)
+        self.table = backtest(read_shop(self.snapshots), self.cutoffs, self.ranker, self.settings)
         with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, float_precision=4, tbl_hide_dataframe_shape=True,
                        tbl_hide_column_data_types=True): print(self.table)
         self.next(self.end)
@@ -63,7 +62,7 @@ class TrainFlow(FlowSpec):
     @step
     def end(self):
         """Refit the sources on everything, publish the bundle and show the evaluation."""
-        shop = read_shop(self.settings, self.snapshots)
+        shop = read_shop(self.snapshots)
         self.record = run_record(self.settings, self.git_sha, {"lake": self.settings.lake.root}, self.snapshots, self.asof)
         about = self.record | {"versions": versions(LIBRARIES), "metrics": self.table.to_dicts(),
                                "cutoffs": {k: str(v) for k, v in vars(self.cutoffs).items()}}

@@ -23,7 +23,6 @@ from .candidates.base import load_source, save_source
 from .data.shop import ShopData
 from .features.assemble import features_hash, ranker_features
 from .features.items import ItemState, catalog_asof
-from .features.store import HistoryStore, store_histories
 from .ids import IdMap
 from .moment import Moment, fit_moment
 from .ranking.lambdamart import Ranker
@@ -35,12 +34,11 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True)
 class ModelBundle:
-    "All that `recommend` needs."
+    "All that `recommend` needs, but for the shopper's past."
     manifest: dict         # id, asof, git sha, settings, metrics, checksums …
     items: pl.DataFrame    # item_id, title, category_id, price, available; in index order
     moment: Moment
     ranker: Ranker
-    history: HistoryStore
     rules: Rules
     max_history: int       # latest events of a past
 
@@ -70,8 +68,7 @@ def make_bundle(
     manifest = {"asof": str(np.datetime64(asof, "ms")) + "Z", "asof_ms": asof, "features": features,
                 "features_hash": features_hash(features), "items": len(shop.items), "users": len(shop.users),
                 "settings": settings.model_dump(mode="json", exclude={"root"})} | about
-    history = store_histories(shop.log.where(shop.log.ts < asof), shop.users, settings.train.max_history)
-    return ModelBundle(manifest, shown, moment, ranker, history, settings.rules, settings.train.max_history)
+    return ModelBundle(manifest, shown, moment, ranker, settings.rules, settings.train.max_history)
 
 # %% ../nbs/60_bundle.ipynb #35a88a18
 STATE = tuple(f.name for f in fields(ItemState)) # arrays of the catalogue
@@ -88,7 +85,6 @@ def _write(
     for name in STATE: np.save(folder/"state"/f"{name}.npy", getattr(bundle.moment.state, name))
     for name, source in bundle.moment.sources.items(): save_source(source, folder/"sources"/name)
     bundle.ranker.save(folder)
-    bundle.history.save(folder/"history")
     (folder/"serving.json").write_text(json.dumps({"quotas": bundle.moment.quotas, "gap_ms": bundle.moment.gap_ms,
         "rules": bundle.rules.model_dump(), "max_history": bundle.max_history}, indent=1))
 
@@ -147,7 +143,7 @@ def load_bundle(
     moment = Moment(manifest["asof_ms"], {n: load_source(folder/"sources"/n) for n in serving["quotas"]}, serving["quotas"],
                     np.load(folder/"item_features.npy"), state, np.load(folder/"known.npy"), serving["gap_ms"])
     return ModelBundle(manifest, pl.read_parquet(folder/"items.parquet"), moment, Ranker.load(folder),
-                       HistoryStore.load(folder/"history"), Rules(**serving["rules"]), serving["max_history"])
+                       Rules(**serving["rules"]), serving["max_history"])
 
 # %% ../nbs/60_bundle.ipynb #374ed0b1
 def publish(

@@ -35,6 +35,7 @@ class Data(Section):
         "simulator", description="where events come from")
     path: str = Field("data/raw", min_length=1, description="folder of the raw files")
     session_gap_minutes: float = Field(30, gt=0, description="a longer pause starts a new visit")
+    scratch: str = Field("data/scratch", min_length=1, description="folder for what does not fit in memory while ingesting")
     memory_gb: float = Field(2, ge=0.5, description="memory for sorting and joining while ingesting; the rest goes to disk")
 
 # %% ../nbs/01_settings.ipynb #e8f870de
@@ -65,6 +66,7 @@ class Stream(Section):
     bus: SecretStr = Field(SECRET, description="kafka://host:9092,host:9092 or redis://…; empty is the online store's Redis")
     topic: str = Field("user_events", pattern=r"^[\w.-]{1,200}$", description="topic or stream of the events")
     dead_letters: str = Field("user_events_dead", pattern=r"^[\w.-]{1,200}$", description="topic or stream of what cannot be used")
+    dead_letter_days: float = Field(30, gt=0, description="they are kept so long in a Redis stream; Kafka's topic has its own retention")
     group: str = Field("lake", pattern=r"^[\w.-]{1,200}$", description="consumer group")
     registry: SecretStr = Field(SECRET, description="https://… of a Schema Registry, for Kafka; empty sends the Avro alone")
     kafka: SecretStr = Field(SECRET, description="librdkafka settings, as key=value key=value (security.protocol=SASL_SSL …)")
@@ -105,6 +107,7 @@ class Quality(Section):
     future_share: Limit = _limit(0.001, "error", "share of rows from the future")
     duplicate_share: Limit = _limit(0.05, "error", "share of rows whose key was there before in the batch")
     unknown_event_share: Limit = _limit(0.01, "error", "share of rows with an event that is not known")
+    unreadable_share: Limit = _limit(0.01, "error", "share of rows with a value that is not of its column's type")
     unordered_share: Limit = _limit(0.5, "warn", "share of rows that are older than the row before them")
     unknown_item_share: Limit = _limit(0.2, "warn", "share of events whose item is not in the catalogue")
     event_mix: Limit = _limit(0.2, "warn", "population stability index of the event types against the last batches")
@@ -219,6 +222,12 @@ class Settings(Section):
     )->Path:       # absolute, or relative to the settings' folder
         "A path from the settings, seen from the working directory."
         return self.root/text
+
+    def without_secrets(self)->"Settings": # what may be kept with a run
+        "The same settings, every key and address that may hold a password left empty."
+        blank = {s: getattr(self, s).model_copy(update={f: SECRET for f,v in getattr(self, s) if isinstance(v, SecretStr)})
+                 for s in Settings.model_fields if s not in ("root", "candidates")}
+        return self.model_copy(update=blank)
 
     @property
     def lake_root(self)->str: # s3://… as it stands, or a folder's path

@@ -1,5 +1,6 @@
 """One small simulated shop, trained once for the whole session."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from reco.data.histories import epoch_ms
 from reco.data.shop import ShopData, index_shop
 from reco.data.simulator import Shop, simulate
 from reco.data.split import Cutoffs
+from reco.features.store import OnlineStore, open_store
 from reco.ranking.lambdamart import Ranker
 from reco.ranking.training import cutoffs_of, train_ranker
 from reco.settings import Ranking, Settings, Train
@@ -50,3 +52,21 @@ def bundle_root(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> P
 def bundle(bundle_root: Path) -> ModelBundle:
     """The published bundle, as an endpoint would load it."""
     return load_bundle(bundle_root / (bundle_root / "current").read_text().strip())
+
+
+@pytest.fixture(scope="session")
+def store_root(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an embedded online store that knows the shop's whole log."""
+    root = tmp_path_factory.mktemp("store")
+    filled = open_store(trained.settings.model_copy(update={"root": root}))
+    filled.append(trained.sim.interactions)
+    filled.close()
+    return root
+
+
+@pytest.fixture(scope="session")
+def store(trained: Trained, store_root: Path) -> Iterator[OnlineStore]:
+    """That store, as an endpoint would open it."""
+    opened = open_store(trained.settings.model_copy(update={"root": store_root}))
+    yield opened
+    opened.close()

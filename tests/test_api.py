@@ -1,6 +1,9 @@
 """The HTTP contract, on the app itself: no Ray, no network."""
 import json
+import os
+import signal
 import string
+import time
 from urllib.parse import quote
 
 import pytest
@@ -11,23 +14,24 @@ from starlette.testclient import TestClient
 
 from app.serve import MAX_ID, Replica, create_app
 from reco.bundle import BundleError, ModelBundle, latest_bundle
+from reco.features.store import OnlineStore, open_store
 from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem, recommend
 
 
 @pytest.fixture(scope="module")
-def http(bundle: ModelBundle) -> TestClient:
+def http(bundle: ModelBundle, store: OnlineStore) -> TestClient:
     replica = Replica()
-    replica.bundle = bundle
+    replica.bundle, replica.store = bundle, store
     return TestClient(create_app(replica))
 
 def ask(http: TestClient, user_id: str, query: str = ""):
     return http.get(f"/recommendations/v1/{quote(user_id, safe='').replace('.', '%2E')}{query}")
 
-def known_user(bundle: ModelBundle) -> str:
-    return next(u for u in bundle.history.users.ids if len(bundle.history.events(u)[0]) > 5)
+@pytest.fixture(scope="module")
+def user(store: OnlineStore) -> str: # with a past
+    return next(u for u in sorted(store.user_ids()) if len(store.events(u)) > 5)
 
-def test_the_body_is_what_the_contract_says_and_nothing_more(http, bundle):
-    user = known_user(bundle)
+def test_the_body_is_what_the_contract_says_and_nothing_more(http, bundle, user):
     answer = ask(http, user, "?k=5")
     assert answer.status_code == 200 and answer.headers["content-type"] == "application/json"
     body = answer.json()
@@ -38,13 +42,12 @@ def test_the_body_is_what_the_contract_says_and_nothing_more(http, bundle):
     assert all(0 <= s <= 1 for s in scores) and scores == sorted(scores, reverse=True)
     assert len(set(items)) == 5 and set(items) <= set(bundle.items["item_id"])
 
-def test_it_answers_with_what_the_pipeline_recommends(http, bundle):
-    user = known_user(bundle)
-    wanted = recommend(RecommendationRequest(user_id=user, k=7), bundle).items
+def test_it_answers_with_what_the_pipeline_recommends(http, bundle, store, user):
+    wanted = recommend(RecommendationRequest(user_id=user, k=7), bundle, store).items
+    assert wanted != recommend(RecommendationRequest(user_id=user, k=7), bundle).items # the store counts
     assert [x["item_id"] for x in ask(http, user, "?k=7").json()["recommendations"]] == [x.item_id for x in wanted]
 
-def test_five_items_unless_asked_for_more_or_fewer(http, bundle):
-    user = known_user(bundle)
+def test_five_items_unless_asked_for_more_or_fewer(http, user):
     assert [len(ask(http, user, q).json()["recommendations"]) for q in ("", "?k=1", "?k=12")] == [5, 1, 12]
 
 def test_an_unknown_shopper_gets_what_any_unknown_shopper_gets(http):
@@ -113,10 +116,10 @@ def test_the_contract_describes_itself(http):
     assert list(example) == ["user_id", "recommendations"] and list(example["recommendations"][0]) == ["item_id", "score"]
     for page in ("/docs", "/redoc"): assert http.get(page).status_code == 200
 
-def test_answers_fit_the_documented_schema(http, bundle):
+def test_answers_fit_the_documented_schema(http, user):
     import jsonschema
     api = http.get("/openapi.json").json()
-    for path, schema in (("/health", "Health"), (f"/recommendations/v1/{known_user(bundle)}?k=20", "Recommendations")):
+    for path, schema in (("/health", "Health"), (f"/recommendations/v1/{user}?k=20", "Recommendations")):
         jsonschema.validate(http.get(path).json(), {"$ref": f"#/components/schemas/{schema}", "components": api["components"]})
     with pytest.raises(jsonschema.ValidationError): # the schema can fail
         jsonschema.validate({"user_id": "u", "recommendations": [{"item_id": "i", "score": 2}]},
@@ -124,17 +127,44 @@ def test_answers_fit_the_documented_schema(http, bundle):
     assert http.get("/nothing").json().keys() == api["paths"]["/recommendations/v1/{user_id}"]["get"]["responses"]["422"]["content"][
         "application/problem+json"]["schema"]["properties"].keys()
 
+def test_a_store_that_is_gone_leaves_answers_and_two_lines_in_the_log(bundle, user, trained, caplog, tmp_path):
+    """Killed and not to be started again; then it is back."""
+    store = open_store(trained.settings.model_copy(update={"root": tmp_path}), timeout_s=0.2)
+    store.append(trained.sim.interactions.filter(user_id=user))
+    store.breaker.pause_s = 0.2
+    replica = Replica()
+    replica.bundle, replica.store = bundle, store
+    http, folder = TestClient(create_app(replica)), tmp_path/"data"/"online"
+    known, unknown = (ask(http, u).json()["recommendations"] for u in (user, "nobody"))
+    assert known != unknown
+    (folder/"appendonly.aof").rename(tmp_path/"kept.aof")
+    (folder/"appendonly.aof").mkdir() # a server cannot start on this
+    os.kill(store.client.info("server")["process_id"], signal.SIGKILL)
+    began = time.monotonic()
+    for _ in range(50): assert ask(http, user).json()["recommendations"] == unknown
+    assert time.monotonic() - began < 5 and store.breaker.unanswered == 50
+    (folder/"appendonly.aof").rmdir()
+    (tmp_path/"kept.aof").rename(folder/"appendonly.aof")
+    time.sleep(0.3)
+    assert ask(http, user).json()["recommendations"] == known
+    store.close()
+    said = [r.getMessage() for r in caplog.records if r.name == "reco.store"]
+    assert len(said) == 2 and "answered without it" in said[0] and "answers again" in said[1]
+
 def test_a_bundle_that_is_refused_leaves_the_old_one_in_service(bundle, tmp_path):
     replica = Replica()
     replica.bundle = bundle
     with pytest.raises(BundleError): replica.reconfigure({"bundle": str(tmp_path/"nothing-here")})
     assert replica.bundle is bundle
 
-def test_the_first_shopper_waits_for_nothing(bundle_root):
-    """A known shopper of a million is found through an index that the first look-up makes: a second, if a shopper had to wait for it."""
+def test_the_first_shopper_waits_for_nothing(bundle_root, store_root, monkeypatch):
+    """Items are found through an index that the first look-up makes, and Redis through a connection: both are there before a shopper is."""
+    monkeypatch.setenv("RECO_ONLINE_FOLDER", str(store_root/"data"/"online"))
     replica = Replica()
     replica.reconfigure({"bundle": str(latest_bundle(bundle_root))})
-    assert "_index" in vars(replica.bundle.history.users) and "ids" in vars(replica.bundle)
+    assert "_index" in vars(replica.bundle.ids) and replica.store.client.info("clients")["connected_clients"] >= 1
+    assert replica.store.breaker.unanswered == 0 and replica.store.events(next(replica.store.user_ids()))
+    replica.store.close()
 
 def test_more_digits_than_json_needs_are_not_lost():
     class Fixed:

@@ -20,6 +20,7 @@ from app.ports import free_port, port_free
 from app.serve import Replica, create_app
 from reco.bundle import ModelBundle
 from reco.data.lake import Lake
+from reco.features.store import OnlineStore
 from reco.schemas import CATALOG, INTERACTIONS, conform
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,14 +39,14 @@ def listening(app: object) -> Iterator[int]: # a port on which an ASGI app answe
         thread.join()
 
 @pytest.fixture(scope="module")
-def endpoint(bundle: ModelBundle) -> Iterator[int]:
+def endpoint(bundle: ModelBundle, store: OnlineStore) -> Iterator[int]:
     replica = Replica()
-    replica.bundle = bundle
+    replica.bundle, replica.store = bundle, store
     with listening(create_app(replica)) as port: yield port
 
 @pytest.fixture(scope="module")
-def shopper(bundle: ModelBundle) -> str:
-    return next(u for u in bundle.history.users.ids if len(bundle.history.events(u)[0]) > 5)
+def shopper(store: OnlineStore) -> str:
+    return next(u for u in sorted(store.user_ids()) if len(store.events(u)) > 5)
 
 @pytest.fixture(scope="module")
 def lake(bundle: ModelBundle, shopper: str, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -136,7 +136,7 @@ def test_another_simulated_shop_does_not_mix_with_the_one_in_the_lake(tmp_path, 
 
 def test_real_files_are_not_simulated_over(tmp_path, monkeypatch):
     (tmp_path/"settings.ini").write_text("[data]\nsource = retailrocket\n")
-    assert [s.name for s in demo.steps(load_settings(tmp_path/"settings.ini"))] == ["ingest", "train"]
+    assert [s.name for s in demo.steps(load_settings(tmp_path/"settings.ini"))] == ["ingest", "train", "materialize"]
 
 def test_a_change_of_settings_or_code_counts(tmp_path):
     (tmp_path/"settings.ini").write_text("")
@@ -144,6 +144,7 @@ def test_a_change_of_settings_or_code_counts(tmp_path):
     plain = inputs()
     assert inputs() == plain
     changed = [a != b for a,b in zip(plain, inputs(RECO_SIMULATOR_EVENTS="300"), strict=True)]
-    assert changed == [True, False, False] # the rest follows from the files that the first writes
-    assert [a != b for a,b in zip(plain, inputs(RECO_ALS_FACTORS="8"), strict=True)] == [False, False, True]
-    assert [a != b for a,b in zip(plain, inputs(RECO_SERVING_PORT="1234"), strict=True)] == [False, False, False]
+    assert changed == [True, False, False, False] # the rest follows from the files that the first writes
+    assert [a != b for a,b in zip(plain, inputs(RECO_ALS_FACTORS="8"), strict=True)] == [False, False, True, False]
+    assert [a != b for a,b in zip(plain, inputs(RECO_ONLINE_HISTORY_DAYS="8"), strict=True)] == [False, False, False, True]
+    assert [a != b for a,b in zip(plain, inputs(RECO_SERVING_PORT="1234"), strict=True)] == [False, False, False, False]

@@ -17,7 +17,7 @@ def run(folder: Path, raw: Path) -> subprocess.CompletedProcess:
 
 
 def test_a_good_folder_goes_in_and_a_bad_one_changes_nothing(tmp_path):
-    (tmp_path / "settings.ini").write_text("[project]\nname = My Shop\n[quality]\nbad_share = 0.1\n")
+    (tmp_path / "settings.ini").write_text("[project]\nname = My Shop\n[quality]\nbad_share = 0.1\nunknown_event_share = 0.1\n")
     good, bad = tmp_path / "good", tmp_path / "bad"
     for folder, unknown in ((good, 1), (bad, 5)):
         folder.mkdir()
@@ -39,7 +39,7 @@ def test_a_good_folder_goes_in_and_a_bad_one_changes_nothing(tmp_path):
         ("events.csv", 2, "unknown event")
     ]
     [html] = (tmp_path / ".metaflow").rglob("blank-*.html")
-    assert "Ingested from retailrocket" in card_text(html)
+    assert "A batch from retailrocket\\nPassed the gate" in card_text(html)
 
     before = {t: lake.snapshot(t) for t in lake.tables()}
     done = run(tmp_path, bad)
@@ -47,6 +47,7 @@ def test_a_good_folder_goes_in_and_a_bad_one_changes_nothing(tmp_path):
     said = done.stdout
     assert "bad_share = 0.25 is over the limit 0.1" in said and "events.csv row 2: event='wishlist'" in said
     assert {t: lake.snapshot(t) for t in lake.tables()} == before
+    assert any("Refused; the lake is as it was." in card_text(p) for p in (tmp_path / ".metaflow").rglob("blank-*.html"))
     assert sorted(p.name for p in tmp_path.iterdir()) == [".metaflow", "bad", "data", "good", "settings.ini"]
 
 

@@ -16,13 +16,15 @@ from reco.evaluation.backtest import backtest, judged_requests
 from reco.pipeline import RecommendationRequest, UserEvent, recommend
 
 
-def ask(bundle, user="user_1", k=10, events=(), now=END):
-    return recommend(RecommendationRequest(user, k, now, events), bundle)
+def ask(bundle, user="user_1", k=10, events=(), now=END, store=None):
+    return recommend(RecommendationRequest(user, k, now, events), bundle, store)
 
 
-def test_everyone_gets_a_list_with_falling_scores(trained, bundle):
-    for user in [*trained.shop.users.ids.sample(50, seed=1), "nobody", "", None, "ü/../\x00", "x" * 10_000]:
-        got = ask(bundle, user).items
+def test_everyone_gets_a_list_with_falling_scores(trained, bundle, store):
+    for user in [*trained.shop.users.ids.sample(50, seed=1), "nobody", "", None, "ü/../\x00", "\ud800", "x" * 10_000]:
+        answer = ask(bundle, user, store=store)
+        got = answer.items
+        assert not answer.degraded and answer.fallback == (user not in trained.shop.users.ids)
         scores = [i.score for i in got]
         assert len(got) == 10 == len({i.item_id for i in got})
         assert scores == sorted(scores, reverse=True) and 0 <= scores[-1] <= scores[0] <= 1
@@ -37,7 +39,7 @@ def test_a_long_list_is_as_long_as_asked(bundle):
     assert len(ask(bundle, "nobody", k=100).items) == 100
 
 
-def test_rules_hold_in_every_list(trained, bundle):
+def test_rules_hold_in_every_list(trained, bundle, store):
     sold_out = set(bundle.items.filter(~pl.col("available"))["item_id"])
     category = dict(bundle.items.select("item_id", "category_id").iter_rows())
     bought = dict(trained.sim.interactions.filter(
@@ -45,7 +47,7 @@ def test_rules_hold_in_every_list(trained, bundle):
     assert sold_out and bought
     dropped = 0
     for user in list(bought)[:40]:
-        answer = ask(bundle, user)
+        answer = ask(bundle, user, store=store)
         got = [i.item_id for i in answer.items]
         assert not sold_out & set(got) and not set(bought[user]) & set(got)
         assert max(map([category[i] for i in got].count, {category[i] for i in got})) <= bundle.rules.category_cap
@@ -80,9 +82,9 @@ def test_any_history_gets_a_valid_list(bundle, k, touched):
     assert all(a.score >= b.score for a, b in zip(got, got[1:], strict=False))
 
 
-def test_a_reloaded_bundle_answers_the_same(trained, bundle, bundle_root):
+def test_a_reloaded_bundle_answers_the_same(trained, bundle, bundle_root, store):
     again = load_bundle(latest_bundle(bundle_root))
-    for user in trained.shop.users.ids.sample(20, seed=2): assert ask(again, user) == ask(bundle, user)
+    for user in trained.shop.users.ids.sample(20, seed=2): assert ask(again, user, store=store) == ask(bundle, user, store=store)
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def copy(bundle_root, tmp_path):
 
 
 def truncate(folder): (folder / "ranker.txt").write_bytes((folder / "ranker.txt").read_bytes()[:-100])
-def remove(folder): (folder / "history" / "ts.npy").unlink()
+def remove(folder): (folder / "state" / "price.npy").unlink()
 def add(folder): (folder / "notes.txt").write_text("hello")
 def no_manifest(folder): (folder / "manifest.json").write_text("{")
 
@@ -103,7 +105,7 @@ def other_features(folder):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize(("damage", "says"), [(truncate, "wrong checksum: ['ranker.txt']"), (remove, "missing: ['history/ts.npy']"),
+@pytest.mark.parametrize(("damage", "says"), [(truncate, "wrong checksum: ['ranker.txt']"), (remove, "missing: ['state/price.npy']"),
                                               (add, "does not know: ['notes.txt']"), (no_manifest, "no readable manifest"),
                                               (other_features, "other features")])
 def test_a_damaged_bundle_is_refused(copy, damage, says):

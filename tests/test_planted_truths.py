@@ -9,7 +9,7 @@ from conftest import END
 from reco.pipeline import RecommendationRequest, UserEvent, recommend, request_history
 
 
-def test_a_planted_taste_gets_its_categories(trained, bundle):
+def test_a_planted_taste_gets_its_categories(trained, bundle, store):
     """Shoppers with a real past get the categories that were planted for them far more often than chance."""
     active = trained.sim.interactions.group_by("user_id").len().filter(pl.col("len") >= 30).sort("user_id")["user_id"].to_list()[:100]
     assert len(active) == 100
@@ -17,7 +17,7 @@ def test_a_planted_taste_gets_its_categories(trained, bundle):
     category = dict(bundle.items.select("item_id", "category_id").iter_rows())
     share = chance = 0.0
     for user in active:
-        got = [category[i.item_id] for i in recommend(RecommendationRequest(user, 10, END), bundle).items]
+        got = [category[i.item_id] for i in recommend(RecommendationRequest(user, 10, END), bundle, store).items]
         share += np.mean([c in wanted[user] for c in got]) / len(active)
         chance += np.mean([c in wanted[user] for c in category.values()]) / len(active)
     assert share > 2.5 * chance, f"{share:.2f} of the recommendations are to taste, {chance:.2f} of the catalogue"
@@ -34,7 +34,7 @@ def test_planted_complements_come_up(trained, bundle):
     proposed = shown = 0
     for item, complement in planted:
         request = RecommendationRequest("nobody yet", 20, END, [UserEvent(item, "addtocart", END - timedelta(minutes=1))])
-        beside = bundle.moment.sources["copurchase"].retrieve(request_history(request, bundle), 5).items[0]
+        beside = bundle.moment.sources["copurchase"].retrieve(request_history(request, bundle, []), 5).items[0]
         proposed += bundle.ids.get(complement) in beside
         shown += complement in {i.item_id for i in recommend(request, bundle).items}
     n, chance = len(planted), 1 / len(stock)

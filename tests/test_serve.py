@@ -18,8 +18,9 @@ from app.ports import free_port, port_free
 
 ROOT = Path(__file__).resolve().parent.parent
 
-def run_serve(bundles: Path, port: int) -> subprocess.Popen:
-    env = os.environ | {"RECO_BUNDLES_ROOT": str(bundles), "RECO_SERVING_PORT": str(port)}
+def run_serve(bundles: Path, port: int, store: Path|None = None) -> subprocess.Popen: # its store is in the bundles' folder if not given
+    env = os.environ | {"RECO_BUNDLES_ROOT": str(bundles), "RECO_SERVING_PORT": str(port),
+                        "RECO_ONLINE_FOLDER": str((store or bundles)/"data"/"online")}
     return subprocess.Popen([sys.executable, "-m", "app.serve"], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True, start_new_session=True)
 
@@ -29,9 +30,9 @@ class Running:
     port: int
 
 @pytest.fixture(scope="module")
-def served(bundle_root: Path) -> Iterator[Running]:
+def served(bundle_root: Path, store_root: Path) -> Iterator[Running]:
     port = free_port()
-    process = run_serve(bundle_root, port)
+    process = run_serve(bundle_root, port, store_root)
     said = []
     for line in process.stdout:
         said.append(line)
@@ -44,9 +45,10 @@ def served(bundle_root: Path) -> Iterator[Running]:
 def client(served: Running) -> Iterator[Client]:
     with Client(f"http://127.0.0.1:{served.port}", timeout_s=20) as c: yield c
 
-def test_it_recommends_over_http(client, bundle):
-    known = next(u for u in bundle.history.users.ids if len(bundle.history.events(u)[0]) > 5)
+def test_it_recommends_over_http(client, bundle, store):
+    known = next(u for u in sorted(store.user_ids()) if len(store.events(u)) > 5)
     items = client.recommendations(known, 8)
+    assert items != client.recommendations("nobody", 8) # the replica, a worker of Ray's, found the store of the settings
     assert len(items) == 8 and {x.item_id for x in items} <= set(bundle.items["item_id"])
     assert client.bundle_id() == bundle.manifest["id"]
 

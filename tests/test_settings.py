@@ -1,9 +1,11 @@
 """`settings.ini` is complete, explained and true; whatever is misspelt is named."""
 
 import configparser
+import pickle
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from reco.settings import Settings, SettingsError, load_settings
 
@@ -61,3 +63,13 @@ def test_paths_are_relative_to_the_file(tmp_path):
     settings = load_settings(tmp_path / "settings.ini", {})
     assert settings.path(settings.lake.root) == tmp_path / "here"
     assert settings.path("/elsewhere") == Path("/elsewhere")
+
+
+def test_no_secret_is_kept_with_a_run():
+    """Whatever is declared secret, now or later."""
+    secrets = {(s, k): f"hunter-{s}-{k}" for s, f in Settings.model_fields.items() if s not in ("root", "candidates")
+               for k, v in f.annotation.model_fields.items() if v.annotation is SecretStr}
+    assert len(secrets) >= 7
+    settings = load_settings(FILE, {f"RECO_{s}_{k}".upper(): v for (s, k), v in secrets.items()})
+    kept = pickle.dumps(settings.without_secrets()) + settings.model_dump_json().encode() + repr(settings).encode()
+    assert all(v.encode() in pickle.dumps(settings) and v.encode() not in kept for v in secrets.values())

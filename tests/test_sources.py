@@ -1,15 +1,20 @@
 """Readers: the original formats, point-in-time catalogues, and files that must not be accepted."""
 
+import gzip
 import os
 import random
+import typing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from reco.data.sources import PROPERTY_FILES, SourceError, gather, read_source, sessionize
+from reco.data.files import PLACE, SourceError, gather, scan_csv
+from reco.data.retailrocket import PROPERTY_FILES
+from reco.data.sources import SOURCES, read_source
 from reco.schemas import CATALOG, INTERACTIONS, TS, conform
+from reco.settings import Data, Postgres
 
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 HEADER = "timestamp,visitorid,event,itemid,transactionid\n"
@@ -45,6 +50,7 @@ def write_properties(folder: Path, rows: list[tuple]) -> None:
     "text, said",
     [
         ("", ["events.csv", "empty"]),
+        ("\n\n", ["events.csv", "empty"]),
         (HEADER, ["events.csv", "no rows"]),
         (
             "visitorid,event,itemid,transactionid\n1,view,10,\n",
@@ -73,6 +79,35 @@ def test_a_missing_file_folder_or_source_is_named(tmp_path):
     assert "interactions.parquet" in refusal("files", tmp_path)
     assert "missing folder" in refusal("files", tmp_path / "nowhere")
     assert "unknown source: 'magento'; known: retailrocket" in refusal("magento", tmp_path)
+
+
+def test_the_settings_know_the_same_sources():
+    assert set(typing.get_args(Data.model_fields["source"].annotation)) == set(SOURCES)
+
+
+def test_postgres_without_an_address_or_a_scratch_folder_is_an_error(tmp_path):
+    for section in (None, Postgres()):
+        with pytest.raises(SourceError, match="RECO_POSTGRES_URL"):
+            read_source("postgres", tmp_path, section, tmp_path)
+    with pytest.raises(SourceError, match="scratch") as e:
+        read_source("postgres", tmp_path, Postgres(url="postgresql://u:secret@127.0.0.1:1/shop"))
+    assert "secret" not in str(e.value)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
+def test_a_packed_file_reads_as_the_plain_one_and_a_cut_one_is_refused(tmp_path, kept):
+    text = (HEADER + ROW * 5000).encode()
+    whole = gzip.compress(text)
+    (tmp_path / "plain.csv").write_bytes(text)
+    (tmp_path / "a.csv.gz").write_bytes(whole)
+    packed, plain = (gather(scan_csv(tmp_path / f, ["event"]), f) for f in ("a.csv.gz", "plain.csv"))
+    assert packed.drop("file").equals(plain.drop("file")) and packed.height == 5000
+    (tmp_path / "a.csv.gz").write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(SourceError, match="a.csv.gz: cut off or damaged"):
+        scan_csv(tmp_path / "a.csv.gz", [])
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text[: int(len(text) * kept)]))
+    with pytest.raises(SourceError, match="a.csv.gz: (half-written|the last row has no line end)"):
+        scan_csv(tmp_path / "a.csv.gz", [])
 
 
 def test_bytes_that_are_not_text_are_an_error_with_the_file_name(tmp_path):
@@ -131,7 +166,7 @@ def test_without_property_files_the_catalogue_is_what_was_seen(tmp_path):
     seen = dict(catalog.select("item_id", pl.col("valid_from").dt.epoch("ms")).iter_rows())
     assert seen == {"10": T0, "20": T0 + 9} and catalog["created_at"].equals(catalog["valid_from"], check_names=False)
     assert (
-        catalog.drop("file", "row", "unread").schema == pl.Schema(CATALOG.columns)
+        catalog.drop(PLACE).schema == pl.Schema(CATALOG.columns)
         and catalog["price"].null_count() == 2
     )
 
@@ -243,8 +278,8 @@ def test_the_platforms_own_files_come_back_as_they_were(tmp_path, suffix):
     )
     write(catalog, tmp_path / f"catalog.{suffix}")
     batch = read_source("simulator", tmp_path)
-    assert gather(batch.events, "e").drop("file", "row", "unread").equals(events)
-    assert gather(batch.catalog, "c").drop("file", "row", "unread").equals(catalog)
+    assert gather(batch.events, "e").drop(PLACE).equals(events)
+    assert gather(batch.catalog, "c").drop(PLACE).equals(catalog)
     assert gather(batch.events, "e")["unread"].null_count() == 50
 
 
@@ -273,22 +308,6 @@ def test_times_of_any_unit_and_zone_are_the_same_moment(tmp_path, dtype):
     )
     read = gather(read_source("files", tmp_path).events, "e")
     assert read["ts"].equals(events["ts"]) and read.schema["ts"] == TS
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_sessions_are_those_of_a_plain_loop(seed):
-    events, last, start, want = log(300, seed), {}, {}, {}
-    for e in events.filter(pl.col("session_id").is_null()).sort("ts").iter_rows(named=True):
-        u = e["user_id"]
-        if u not in last or e["ts"] - last[u] > timedelta(minutes=30):
-            start[u] = e["ts"]
-        last[u] = e["ts"]
-        want[e["event_id"]] = f"{u}@{int(start[u].timestamp() * 1000)}"
-    got = sessionize(events, 30)
-    assert got.drop("session_id").equals(events.drop("session_id")) and len(set(want.values())) > 5
-    assert all(got["session_id"][i] == want.get(str(i), "given") for i in range(300))
-    shuffled = events.sample(fraction=1, shuffle=True, seed=seed)
-    assert sessionize(shuffled, 30).sort("event_id").equals(got.sort("event_id"))
 
 
 @pytest.mark.skipif(

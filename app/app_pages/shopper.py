@@ -1,7 +1,6 @@
 """One shopper: what they did, and what the endpoint recommends to them."""
 import time
 from html import escape
-from pathlib import Path
 from zlib import crc32
 
 import polars as pl
@@ -9,7 +8,7 @@ import streamlit as st
 
 from app.client import Client, EndpointDown, EndpointError, Scored
 from app.ports import reach
-from reco.data.lake import Lake, LakeError
+from reco.data.lake import Lake, LakeError, open_lake
 from reco.settings import load_settings
 
 SHOWN_USERS, SHOWN_EVENTS = 200, 50 # in the list to pick from; in the history
@@ -17,28 +16,31 @@ DOING = {"impression": "saw", "click": "clicked", "view": "viewed", "addtocart":
 
 @st.cache_data(ttl=60, show_spinner="Reading the lake …")
 def active_users(
-    root: Path, # the lake's folder
+    _lake: Lake,
+    root: str,  # its address, by which the answer is kept
 ) -> list[str]: # most events first, then by id
     "Shoppers worth looking at; raises `LakeError` when there are no interactions."
-    return (Lake(root).read("interactions").group_by("user_id").len()
+    return (_lake.read("interactions").group_by("user_id").len()
             .sort(["len", "user_id"], descending=[True, False]).head(SHOWN_USERS).collect()["user_id"].to_list())
 
 @st.cache_data(ttl=60, show_spinner=False)
 def history(
-    root: Path,    # the lake's folder
+    _lake: Lake,
+    root: str,     # its address, by which the answer is kept
     user_id: str,  # one shopper
 ) -> pl.DataFrame: # ts, event, item_id, price; newest first
     "All that a shopper did."
-    return (Lake(root).read("interactions").filter(pl.col("user_id") == user_id)
+    return (_lake.read("interactions").filter(pl.col("user_id") == user_id)
             .select("ts", "event", "item_id", "price").sort(["ts", "item_id"], descending=[True, False]).collect())
 
 @st.cache_data(ttl=60, show_spinner=False)
 def describe(
-    root: Path,                # the lake's folder
+    _lake: Lake,
+    root: str,                 # its address, by which the answer is kept
     item_ids: tuple[str, ...], # items to describe
 ) -> pl.DataFrame:             # item_id, title, category, price: one row each, in the order asked for
     "The newest catalogue entry of each item; nulls where the catalogue has none."
-    try: catalog = Lake(root).read("catalog")
+    try: catalog = _lake.read("catalog")
     except LakeError: catalog = pl.LazyFrame(schema={c: pl.String for c in ("item_id", "valid_from", "title", "category_path",
                                                      "category_id")} | {"price": pl.Float64})
     newest = (catalog.filter(pl.col("item_id").is_in(item_ids)).sort("valid_from").unique("item_id", keep="last")
@@ -97,7 +99,7 @@ def pick(
     return user_id or "", k
 
 def show_recommendations(
-    root: Path,    # the lake's folder
+    lake: Lake,
     client: Client,
     user_id: str,
     k: int,        # how many
@@ -114,18 +116,18 @@ def show_recommendations(
         st.error(f"No recommendations: {e}")
         return
     took_ms = 1000 * (time.perf_counter() - began)
-    rows = describe(root, tuple(x.item_id for x in items)).to_dicts()
+    rows = describe(lake, str(lake.root), tuple(x.item_id for x in items)).to_dicts()
     cards = "".join(card(i, row, x.score) for i,(row, x) in enumerate(zip(rows, items, strict=True), 1))
     st.html(f'{STYLE}<ol class="reco-cards">{cards}</ol>')
     st.caption(f"{len(items)} items in {took_ms:.0f} ms from `{client.address}`")
 
 def show_history(
-    root: Path,   # the lake's folder
+    lake: Lake,
     user_id: str,
 ) -> None:
     "What the shopper did, newest first."
     st.subheader("History")
-    events = history(root, user_id)
+    events = history(lake, str(lake.root), user_id)
     if events.is_empty():
         st.caption("Nothing yet: this shopper is new, so the recommendations are what is popular now.")
         return
@@ -133,7 +135,7 @@ def show_history(
     st.caption(f"{events.height:,} events since {events['ts'].min():%d %b %Y}, {bought:,} bought"
                + (f"; the latest {SHOWN_EVENTS}" if events.height > SHOWN_EVENTS else ""))
     latest = events.head(SHOWN_EVENTS)
-    items = describe(root, tuple(latest["item_id"].unique().to_list())).select("item_id", "title", "category")
+    items = describe(lake, str(lake.root), tuple(latest["item_id"].unique().to_list())).select("item_id", "title", "category")
     table = latest.join(items, on="item_id", how="left", maintain_order="left").select(
         pl.col("title").fill_null("Item " + pl.col("item_id")).alias("Item"),
         pl.col("event").cast(pl.String).replace(DOING).alias("Did"),
@@ -151,9 +153,9 @@ def endpoint(
 def page() -> None:
     "The page, top to bottom."
     settings = load_settings()
-    root = settings.path(settings.lake.root).absolute()
+    lake = open_lake(settings)
     st.header("Recommendations")
-    try: known = active_users(root)
+    try: known = active_users(lake, str(lake.root))
     except LakeError:
         known = []
         st.warning("The lake is empty. `make demo` makes a simulated shop and does the rest; with files of your own: "
@@ -162,7 +164,7 @@ def page() -> None:
     if not user_id.strip():
         st.info("Type an id: every shopper gets an answer, known or not.")
         return
-    show_recommendations(root, endpoint(reach(settings.serving.host, settings.serving.port)), user_id, k)
-    if known: show_history(root, user_id)
+    show_recommendations(lake, endpoint(reach(settings.serving.host, settings.serving.port)), user_id, k)
+    if known: show_history(lake, user_id)
 
 if __name__ == "__main__": page() # which is how Streamlit runs a page

@@ -42,13 +42,13 @@ def assemble(
     ranks:np.ndarray,          # float32 [rows, sources], NaN when not proposed
     scores:np.ndarray,         # float32 [rows, sources], NaN when not proposed
     h:Histories,               # pasts of the n requests
-    per_item:np.ndarray,       # float32 [n_items, len(ITEM_FEATURES)] of the model's moment
+    item_rows:np.ndarray,      # float32 [rows, len(ITEM_FEATURES)] of the candidates
     state:ItemState,           # the catalogue of the model's moment
     gap_ms:int,                # a longer pause ends a visit
 )->np.ndarray:                 # float32 [rows, len(ranker_features(sources))]
     "The ranker's input, a row per candidate."
     request = np.repeat(np.arange(len(h)), np.diff(indptr))
     return np.concatenate([
-        ranks, scores, (~np.isnan(ranks)).sum(axis=1, keepdims=True, dtype=np.float32), per_item[items],
+        ranks, scores, (~np.isnan(ranks)).sum(axis=1, keepdims=True, dtype=np.float32), item_rows,
         request_features(h, state.price, gap_ms)[request],
         pair_features(indptr, items, h, state.price, state.category, gap_ms)], axis=1, dtype=np.float32)

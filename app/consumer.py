@@ -1,0 +1,125 @@
+"""`python -m app.consumer`: events from the bus into the lake and the online store, until Ctrl-C or SIGTERM.
+
+It may be killed at any moment and started again, and several may run at once: see nbs/28_data.consumer.ipynb.
+"""
+import argparse
+import contextlib
+import itertools
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import polars as pl
+from prometheus_client import CollectorRegistry, start_http_server
+
+from app.ports import port_free
+from reco.data.bus import open_codec, open_consumer
+from reco.data.consumer import Metrics, consume
+from reco.data.lake import Lake, LakeError, open_lake
+from reco.data.quality import INTERACTIONS_KEY
+from reco.data.stream import BusError, Consumer
+from reco.data.upkeep import compact
+from reco.features.store import open_store
+from reco.redis_server import StoreError, wait_until_ready
+from reco.settings import Settings, SettingsError, load_settings
+
+SAY_EVERY_S = 30
+COMPACT_EVERY = 200  # writes: looking for duplicates took 0.04 s among few files of a day, 0.14 s among 200
+
+
+def said(
+    registry: CollectorRegistry,  # of `Metrics`
+) -> str:                         # one line
+    "Events, duplicates, dead letters and lag so far."
+    value = {s.name: 0 for m in registry.collect() for s in m.samples}
+    for m in registry.collect():
+        for s in m.samples: value[s.name] += s.value  # dead letters add up over their reasons
+    get = lambda name: int(value.get(f"reco_stream_{name}", 0))
+    return (f"{get('written_events_total'):,} events written, {get('duplicate_events_total'):,} came twice, "
+            f"{get('dead_letters_total'):,} dead letters, {get('lag_events'):,} waiting")
+
+
+@contextlib.contextmanager
+def saying(
+    registry: CollectorRegistry,
+    every_s: float,   # seconds
+) -> Iterator[None]:
+    "Print a line now and then, also while the lake does not answer, and one at the end."
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(every_s): print(said(registry), flush=True)
+    teller = threading.Thread(target=run, daemon=True)
+    teller.start()
+    try: yield
+    finally:
+        over.set()
+        teller.join()
+        print(f"ended: {said(registry)}", flush=True)
+
+
+def write_interactions(
+    lake: Lake,
+    duplicate_days: int,               # an event is looked for on its own day and so many around it
+) -> Callable[[pl.DataFrame], object]: # gets INTERACTIONS
+    "How a micro-batch gets into the lake. Each leaves small files behind, which are put together now and then."
+    writes = itertools.count(1)
+
+    def write(rows: pl.DataFrame) -> None:
+        lake.write("interactions", rows, key=INTERACTIONS_KEY, day_of="ts", around_days=duplicate_days)
+        if next(writes) % COMPACT_EVERY == 0: compact(lake, "interactions")
+    return write
+
+
+def show_metrics(
+    registry: CollectorRegistry,
+    port: int,                    # of loopback; 0 is none
+) -> str:                         # where they are, for the first line
+    "Serve the figures to Prometheus; raises `OSError` when somebody listens there already."
+    if not port: return ""
+    if not port_free("127.0.0.1", port): raise OSError(f"[stream] metrics_port: 127.0.0.1:{port} is in use")
+    start_http_server(port, addr="127.0.0.1", registry=registry)
+    return f", metrics at http://127.0.0.1:{port}/metrics"
+
+
+def run(
+    settings: Settings,
+    name: str,                      # of this consumer, the same after a restart
+    stopped: Callable[[], bool],
+    open_bus: Callable[..., Consumer] = open_consumer,
+) -> None:
+    "Everything from opening to closing; raises `BusError`, `LakeError`, `StoreError`, `OSError`."
+    section, registry = settings.stream, CollectorRegistry()
+    store, lake = open_store(settings), open_lake(settings)
+    try:
+        wait_until_ready(store.client)
+        codec, bus, metrics = open_codec(section), open_bus(section, store.client, name), Metrics(registry)
+        try:
+            print(f"from {section.topic} as {section.group} into {settings.lake.root}"
+                  f"{show_metrics(registry, section.metrics_port)}", flush=True)
+            with saying(registry, SAY_EVERY_S):
+                consume(bus, codec.decode, write_interactions(lake, section.duplicate_days), store.append, section, metrics, stopped)
+        finally: bus.close()
+    finally: store.close()
+
+
+def main(
+    argv: list[str] | None = None,  # the command line; the process's own when not given
+) -> int:                           # exit code
+    "Run the command; errors go to stderr with exit code 1."
+    cli = argparse.ArgumentParser(prog="python -m app.consumer", description="Events from the bus into the lake and the online store.")
+    cli.add_argument("--name", default="", help="of this consumer, the same after a restart; default the machine's. "
+                     "Two at once on one machine need two names")
+    args, ending = cli.parse_args(argv), threading.Event()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: ending.set())
+    try: run(load_settings(), args.name, ending.is_set)
+    except (SettingsError, BusError, LakeError, StoreError, OSError, RuntimeError) as e:
+        print(f"consumer: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__": sys.exit(main())

@@ -1,0 +1,45 @@
+"""Forget users: `python -m app.erase USER_ID [USER_ID ...]` removes them from the lake and from the online store.
+
+Can be run again safely, and should be when it was interrupted. It is a command and not a flow: a flow's record would keep
+the ids. Exit codes: 0 removed, 1 not (all of) it was, with the reason, 2 wrong arguments.
+"""
+import argparse
+import sys
+from datetime import UTC, datetime
+
+from reco.data.lake import open_lake
+from reco.data.storage import LakeError
+from reco.data.upkeep import erase
+from reco.features.store import StoreError, open_store
+from reco.settings import Settings, SettingsError, load_settings
+
+
+def erase_online(
+    settings: Settings, # `[online]`
+    users: list[str],   # user ids
+) -> int:               # how many of them it knew
+    "Forget the users' recent events; raises `StoreError`."
+    store = open_store(settings)
+    return sum(store.erase(user) for user in sorted(set(users)))
+
+
+def main(
+    args: list[str] | None = None, # the command line's when not given
+) -> int:                          # exit code
+    "Erase from the lake first: it is what everything else is made of."
+    parser = argparse.ArgumentParser(prog="python -m app.erase", description="forget users: their events, features and logs")
+    parser.add_argument("users", nargs="+", metavar="USER_ID", help="the shop's own id of a user")
+    users = parser.parse_args(args).users
+    if empty := sum(not u.strip() for u in users): parser.error(f"{empty} of {len(users)} user ids are empty")
+    try:
+        settings = load_settings()
+        for table, rows in erase(open_lake(settings), users, datetime.now(UTC)).rows():
+            print(f"lake: {rows:,} rows of {table}")
+        print(f"online store: {erase_online(settings, users):,} of {len(set(users)):,} users were there")
+    except (LakeError, SettingsError, StoreError, OSError) as e:
+        print(f"not everything was erased, run it again: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__": sys.exit(main())

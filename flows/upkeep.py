@@ -1,0 +1,53 @@
+"""Keep the lake small and fast: `python flows/upkeep.py run`. `[lake]` says what is kept; can be run again at any time."""
+from datetime import UTC, datetime
+
+import polars as pl
+from base import HERE, PROJECT, SETTINGS, card_table, run_record
+from metaflow import FlowSpec, card, current, project, step
+from metaflow.cards import Markdown
+
+import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
+from reco.data.lake import open_lake
+from reco.data.upkeep import upkeep
+from reco.provenance import git_sha
+
+
+@project(name=PROJECT)
+class UpkeepFlow(FlowSpec):
+    """Drop what is too old, put small files together, remove what no snapshot needs; beside writers and readers."""
+
+    @step
+    def start(self):
+        """Fix what the run depends on: settings, code, moment."""
+        self.git_sha, self.now = git_sha(HERE), datetime.now(UTC) # not the settings: S3 keys would be kept with the run
+        print(f"lake {SETTINGS.lake_root}, code {self.git_sha}")
+        self.next(self.upkeep)
+
+    @step
+    def upkeep(self):
+        """Every table, one after the other."""
+        lake = open_lake(SETTINGS)
+        self.done = upkeep(lake, SETTINGS.lake, self.now)
+        self.snapshots = {table: lake.snapshot(table) for table in self.done["table"]}
+        self.next(self.end)
+
+    @card(type="blank")
+    @step
+    def end(self):
+        """Record the run and show what was done."""
+        self.record = run_record(SETTINGS, self.git_sha, {"lake": SETTINGS.lake_root}, self.snapshots, self.now)
+        for part in card_parts(self.done, self.snapshots): current.card.append(part)
+        sums = self.done.select(pl.exclude("table").sum()).row(0, named=True)
+        print(f"{sums['files_before']:,} files became {sums['files_after']:,}, {sums['bytes_before']/1e6:,.1f} MB became "
+              f"{sums['bytes_after']/1e6:,.1f} MB, {sums['rows_removed']:,} rows were too old")
+
+
+def card_parts(done: pl.DataFrame, snapshots: dict[str, str]) -> list:
+    """The card: what each table was and is."""
+    states = pl.DataFrame({"table": list(snapshots), "snapshot": list(snapshots.values())},
+                          schema={"table": pl.String, "snapshot": pl.String})
+    return [Markdown("# Upkeep of the lake"), card_table(done) if done.height else Markdown("No tables."),
+            Markdown("## Snapshots"), card_table(states)]
+
+
+if __name__ == "__main__": UpkeepFlow()
