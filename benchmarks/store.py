@@ -49,7 +49,7 @@ def main() -> None:
     args = arguments(__doc__).parse_args()
     n, size = (50, (500, 400, 10_000)) if args.quick else (2_000, (20_000, 2_000, 300_000))
     log = simulate(*size, days=90, end=datetime(2026, 5, 1, tzinfo=UTC), seed=7).interactions.sample(fraction=1, shuffle=True, seed=1)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # its Redis ends a moment after its last user
         store = open_store(Settings(root=Path(folder)))
         store.client.ping()
         few, many = log.head(n), log[n:]

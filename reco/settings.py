@@ -36,7 +36,7 @@ class Data(Section):
     path: str = Field("data/raw", min_length=1, description="folder of the raw files")
     session_gap_minutes: float = Field(30, gt=0, description="a longer pause starts a new visit")
     scratch: str = Field("data/scratch", min_length=1, description="folder for what does not fit in memory while ingesting")
-    memory_gb: float = Field(2, ge=0.5, description="memory for sorting and joining while ingesting; the rest goes to disk")
+    memory_gb: float = Field(1, ge=0.5, description="memory for sorting and joining while ingesting; the rest goes to disk")
 
 # %% ../nbs/01_settings.ipynb #e8f870de
 SECRET = SecretStr("")

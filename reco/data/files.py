@@ -174,8 +174,9 @@ def typed(
     unread = [pl.when(pl.col(c).is_not_null() & new[c].is_null()).then(
                   pl.format(f"{c}='{{}}'", pl.col(c).cast(pl.String, strict=False)))
               for c,t in schema.columns.items() if c in have and have[c] != t and t != pl.String]
-    both = pl.concat_str("unread", *unread, separator=", ", ignore_nulls=True).replace("", None)
-    return frame.select(**new, file="file", row="row", unread=both, reason="reason")
+    both = pl.concat_str("unread", *unread, separator=", ", ignore_nulls=True)
+    unread = pl.when(both != "").then(both) # not `replace`: it holds the whole column, a gigabyte on ten million rows
+    return frame.select(**new, file="file", row="row", unread=unread, reason="reason")
 
 # %% ../../nbs/04_data.files.ipynb #abef8294
 def category_way(
