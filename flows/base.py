@@ -38,7 +38,8 @@ def run_record(settings: Settings, sha: str, inputs: dict[str, str], snapshots: 
 
 def _shown(value: object) -> str:
     if isinstance(value, datetime): return f"{value:%Y-%m-%d %H:%M}"
-    if isinstance(value, float): return f"{value:.4g}"
+    if value is None: return ""
+    if isinstance(value, float): return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

@@ -33,11 +33,12 @@ class IngestFlow(FlowSpec):
     def ingest(self):
         """Judge the batch; if it passes the gate, write it. The card shows either way what was found."""
         from reco.data.ingestion import ingest  # brings whylogs, which takes seconds that only this step needs
+        from reco.data.profile import described
         s = self.settings
         done = ingest(self.source, lambda scratch: read_source(self.source, Path(self.path), SETTINGS.postgres, scratch), open_lake(SETTINGS), self.now,
                       s.quality, s.data.session_gap_minutes, s.path(s.data.scratch), s.data.memory_gb)
         self.refused, self.verdict, self.reasons = done.refused, done.verdict, done.reasons
-        self.summary, self.days, self.snapshots = done.summary, done.days, done.snapshots
+        self.summary, self.days, self.snapshots, self.profile = done.summary, done.days, done.snapshots, described(done.profile)
         for part in card_parts(self): current.card.append(part)
         self.next(self.end)
 
@@ -61,6 +62,7 @@ def card_parts(run: IngestFlow) -> list:
     return [Markdown(f"# A batch from {run.source}\n{verdict}"), card_table(pl.DataFrame([run.summary])),
             Markdown("## The gate"), card_table(run.verdict),
             Markdown("## Events"), card_table(mix), card_lines(run.days, "day", "rows", "event", log=True),
+            Markdown("## Columns of the good rows (whylogs, an even sample)"), card_table(run.profile),
             Markdown("## Set aside"), card_table(run.reasons.drop("given")) if run.reasons.height else Markdown("Nothing."),
             *([Markdown("## Snapshots"), card_table(states)] if states.height else [])]
 

@@ -80,7 +80,7 @@ class Ingested(NamedTuple):
     summary: dict             # rows, users, items, sessions, orders, first, last, catalog
     days: pl.DataFrame        # day, event, rows
     snapshots: dict[str, str] # table → snapshot; empty when refused
-    profile: bytes            # whylogs; empty when refused
+    profile: bytes            # whylogs, of an even sample of the good rows; kept in the lake unless refused
 
 def verdict_of(
     at:Stage,              # after `good_events` and `good_catalog`
@@ -155,8 +155,8 @@ def ingest(
         name, before = batch_id(at), last_batches(lake, source, quality.last_batches + 1)
         before = before.filter(pl.col("batch_id") != name).head(quality.last_batches)
         verdict = verdict_of(at, why, known_items(lake), against(whole, mix, before), quality)
-        done = Ingested(refusal(verdict, why), verdict, why, whole, days, {}, b"")
+        done = Ingested(refusal(verdict, why), verdict, why, whole, days, {}, profile(even_sample(at, quality.profile_rows)))
         if done.refused: return done
-        done = done._replace(snapshots=write_batch(lake, at, events, catalog, now), profile=profile(even_sample(at, quality.profile_rows)))
+        done = done._replace(snapshots=write_batch(lake, at, events, catalog, now))
         lake.write("batches", line(name, rows_of(at, "interactions")[0], source, done, mix, now), key=["batch_id"])
         return done
