@@ -22,7 +22,7 @@ import psutil
 from app.client import Client, EndpointError
 from app.ports import port_free, reach
 from reco.data.lake import LakeError, open_lake
-from reco.features.store import StoreError, open_store
+from reco.features.store import StoreError, open_store, wait_until_ready
 from reco.settings import Settings, SettingsError, find_settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -251,7 +251,9 @@ def knows_someone(
 ) -> bool:
     "Whether the online store has a shopper's past."
     try:
-        with contextlib.closing(open_store(settings)) as store: return store.someone() is not None
+        with contextlib.closing(open_store(settings)) as store:
+            wait_until_ready(store.client) # it may have been started by this very question
+            return store.someone() is not None
     except StoreError: return False
 
 def set_aside(

@@ -4,13 +4,14 @@ Can be run again safely, and should be when it was interrupted. It is a command 
 the ids. Exit codes: 0 removed, 1 not (all of) it was, with the reason, 2 wrong arguments.
 """
 import argparse
+import contextlib
 import sys
 from datetime import UTC, datetime
 
 from reco.data.lake import open_lake
 from reco.data.storage import LakeError
 from reco.data.upkeep import erase
-from reco.features.store import StoreError, open_store
+from reco.features.store import StoreError, open_store, wait_until_ready
 from reco.settings import Settings, SettingsError, load_settings
 
 
@@ -19,8 +20,9 @@ def erase_online(
     users: list[str],   # user ids
 ) -> int:               # how many of them it knew
     "Forget the users' recent events; raises `StoreError`."
-    store = open_store(settings)
-    return sum(store.erase(user) for user in sorted(set(users)))
+    with contextlib.closing(open_store(settings)) as store:
+        wait_until_ready(store.client)
+        return sum(store.erase(user) for user in sorted(set(users)))
 
 
 def main(

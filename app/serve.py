@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 import reco
 from app.ports import free_port, port_free, reach
 from reco.bundle import BundleError, ModelBundle, latest_bundle, load_bundle, verify
-from reco.features.store import OnlineStore, StoreError, open_store
+from reco.features.store import OnlineStore, StoreError, open_store, wait_until_ready
 from reco.pipeline import RecommendationRequest, RecommendationResponse, recommend
 from reco.settings import Settings, SettingsError, find_settings, load_settings
 
@@ -255,6 +255,7 @@ def look_at_store(
     "Open the online store and say what is missing; raises `StoreError` for an address that cannot be one."
     store = open_store(settings, timeout_s=5)
     try:
+        wait_until_ready(store.client) # replicas begin when it has read its data
         if store.someone() is None: print("the online store knows no shopper yet: run `python flows/materialize.py run`", flush=True)
     except StoreError as e: print(f"{e}; answers do without it until it is there", flush=True)
     return store

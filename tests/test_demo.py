@@ -1,17 +1,23 @@
 """What `make demo` promises beside its steps: reuse, clear failures, and nothing left running."""
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+import polars as pl
 import psutil
 import pytest
 
 from app import demo
 from app.ports import free_port
+from reco.features.store import open_store
+from reco.redis_server import listens, socket_path
+from reco.schemas import INTERACTIONS, conform
 from reco.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,3 +154,15 @@ def test_a_change_of_settings_or_code_counts(tmp_path):
     assert [a != b for a,b in zip(plain, inputs(RECO_ALS_FACTORS="8"), strict=True)] == [False, False, True, False]
     assert [a != b for a,b in zip(plain, inputs(RECO_ONLINE_HISTORY_DAYS="8"), strict=True)] == [False, False, False, True]
     assert [a != b for a,b in zip(plain, inputs(RECO_SERVING_PORT="1234"), strict=True)] == [False, False, False, False]
+
+def test_a_store_that_still_reads_its_log_is_waited_for(tmp_path):
+    "The embedded server ends with its last user; the next question starts it, and it has all of it to read."
+    settings = Settings(root=tmp_path)
+    assert not demo.knows_someone(settings)
+    n = 60_000
+    rows = pl.DataFrame({"event_id": pl.int_range(n, eager=True).cast(pl.String), "ts": datetime(2026, 5, 1, tzinfo=UTC),
+                         "user_id": pl.int_range(n, eager=True).cast(pl.String), "item_id": "lamp", "event": "view"})
+    with contextlib.closing(open_store(settings)) as store: store.append(conform(rows, INTERACTIONS))
+    server, until = socket_path((tmp_path/"data"/"online").absolute()), time.monotonic() + 10
+    while listens(server) and time.monotonic() < until: time.sleep(0.02)
+    assert not listens(server) and demo.knows_someone(settings)
