@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ def write(name: str, rows: list[dict], folder: Path, test_looks: int = 0) -> Pat
     temp.replace(path)
     print(table(body))
     return path
+
+
+def folder_with_store() -> tempfile.TemporaryDirectory:
+    """A temporary folder that may hold an embedded Redis, which ends a moment after its last user and then still writes there."""
+    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:

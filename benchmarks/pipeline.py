@@ -6,12 +6,11 @@ in the store.
 What it leaves out: HTTP, several requests at once, and catalogues beyond the simulated one.
 """
 
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.base import arguments, percentiles, render, write
+from benchmarks.base import arguments, folder_with_store, percentiles, render, write
 from reco.bundle import make_bundle
 from reco.data.histories import epoch_ms
 from reco.data.shop import index_shop
@@ -45,7 +44,7 @@ def main() -> None:
     bundle = make_bundle(shop, epoch_ms(end), ranker, settings, {"id": "benchmark"})
     known = [RecommendationRequest(u, 10, end) for u in shop.users.ids.sample(n, seed=1, with_replacement=True)]
     strangers = [RecommendationRequest(f"stranger {i}", 10, end) for i in range(n)]
-    with tempfile.TemporaryDirectory() as folder:
+    with folder_with_store() as folder:
         store = open_store(Settings(root=Path(folder), train=settings.train))
         store.append(sim.interactions)
         pasts = store.events_many([r.user_id for r in known])

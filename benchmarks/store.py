@@ -4,7 +4,6 @@ The floors: a round trip that does nothing, and the rows as one hash per item, r
 What it leaves out: a network, several clients at once, and a store of millions of shoppers.
 """
 
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from benchmarks.base import arguments, percentiles, render, write
+from benchmarks.base import arguments, folder_with_store, percentiles, render, write
 from benchmarks.pipeline import measure
 from reco.data.simulator import simulate
 from reco.features.items import ITEM_FEATURES
@@ -49,7 +48,7 @@ def main() -> None:
     args = arguments(__doc__).parse_args()
     n, size = (50, (500, 400, 10_000)) if args.quick else (2_000, (20_000, 2_000, 300_000))
     log = simulate(*size, days=90, end=datetime(2026, 5, 1, tzinfo=UTC), seed=7).interactions.sample(fraction=1, shuffle=True, seed=1)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # its Redis ends a moment after its last user
+    with folder_with_store() as folder:
         store = open_store(Settings(root=Path(folder)))
         store.client.ping()
         few, many = log.head(n), log[n:]

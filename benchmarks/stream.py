@@ -4,7 +4,6 @@ The floors of the same run: the same events appended to Parquet files of the sam
 alone; and the bus read and acknowledged alone. Kafka is librdkafka's own cluster in this process: no network, no disk.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from confluent_kafka import Producer as KafkaSender
 from prometheus_client import CollectorRegistry
 
 from app.consumer import write_interactions
-from benchmarks.base import arguments, render, write
+from benchmarks.base import arguments, folder_with_store, render, write
 from reco.data.bus import open_codec, open_consumer, open_producer
 from reco.data.consumer import Metrics, consume, judged
 from reco.data.lake import Lake
@@ -79,7 +78,7 @@ def measure(kind: str, log: pl.DataFrame, sent: list[Record], codec: Codec) -> l
 
     def row(case: str, seconds: float) -> None:
         rows.append({"system": kind, "case": case, "metrics": {"events_s": round(len(sent)/seconds), "events": len(sent)}})
-    with tempfile.TemporaryDirectory() as made, bus_of(kind, Path(made)) as settings:
+    with folder_with_store() as made, bus_of(kind, Path(made)) as settings:
         store, section = open_store(settings), settings.stream
         lake = Lake(Path(made) / "lake")
         producer = open_producer(section, store.client)
@@ -107,7 +106,7 @@ def floors(log: pl.DataFrame, sent: list[Record], codec: Codec) -> list[dict]:
     """The parts of the work that need no bus."""
     messages, now = [Message(str(i), r.data) for i, r in enumerate(sent)], datetime.now(UTC)
     starts = range(0, len(sent), BATCH)
-    with tempfile.TemporaryDirectory() as made:
+    with folder_with_store() as made:
         parquet = timed(lambda: [log[i:i + BATCH].write_parquet(Path(made) / f"{i}.parquet", compression="zstd") for i in starts])
     decode = timed(lambda: [judged(messages[i:i + BATCH], codec.decode, now) for i in starts])
     return [{"system": "none", "case": case, "metrics": {"events_s": round(len(sent)/s), "events": len(sent)}}
