@@ -263,17 +263,22 @@ def test_an_old_file_does_not_bring_the_user_back_and_new_events_come(tmp_path):
     assert set(ids(lake)) >= {40, 43}
 
 
-def test_a_writer_that_had_looked_before_the_erasure_cannot_bring_the_user_back(tmp_path, monkeypatch):
-    lake, met = Lake(tmp_path), []
-    write(lake, log(range(6)))
+def erase_before_the_next_commit(root, monkeypatch, met: list) -> None:
+    """Between a writer's look at the lake and its commit, u1 is erased, once."""
 
     def late(now, actions, marks):
         if not met:
             met.append(1)
-            erase(Lake(tmp_path), ["u1"], LATER)
+            erase(Lake(root), ["u1"], LATER)
         commit(now, actions, marks)
 
     monkeypatch.setattr(lake_module, "commit", late)
+
+
+def test_a_writer_that_had_looked_before_the_erasure_cannot_bring_the_user_back(tmp_path, monkeypatch):
+    lake, met = Lake(tmp_path), []
+    write(lake, log(range(6)))
+    erase_before_the_next_commit(tmp_path, monkeypatch, met)
     write(lake, log(range(30)))
     assert met and ids(lake) == [i for i in range(30) if i % 3 != 1] and who_holds(lake, "u1") == []
 
@@ -284,14 +289,7 @@ def test_without_the_fence_such_a_writer_would(tmp_path, monkeypatch):
     monkeypatch.setattr(upkeep_module, "_delete_old", lambda *_: None)
     lake, met = Lake(tmp_path), []
     write(lake, log(range(0, 6, 3)))  # nobody to erase yet: no commit would be in the way
-
-    def late(now, actions, marks):
-        if not met:
-            met.append(1)
-            erase(Lake(tmp_path), ["u1"], LATER)
-        commit(now, actions, marks)
-
-    monkeypatch.setattr(lake_module, "commit", late)
+    erase_before_the_next_commit(tmp_path, monkeypatch, met)
     write(lake, log(range(6)))
     assert met and "u1" in lake.read("interactions").collect()["user_id"]
 
