@@ -10,7 +10,6 @@ from reco.data.histories import epoch_ms
 from reco.data.lake import open_lake
 from reco.data.shop import ShopData, index_shop
 from reco.evaluation.backtest import backtest
-from reco.features.assemble import ranker_features
 from reco.moment import make_sources
 from reco.provenance import git_sha, versions
 from reco.ranking.training import cutoffs_of, train_ranker
@@ -70,7 +69,7 @@ class TrainFlow(FlowSpec):
         folder = save_bundle(bundle, self.settings.path(self.settings.bundles.root))
         publish(folder)
         self.bundle = folder.name
-        for part in card_parts(self.table, self.ranker, self.bundle, self.snapshots): current.card.append(part)
+        for part in card_parts(self.table, self.ranker, bundle.moment.features, self.bundle, self.snapshots): current.card.append(part)
         print(f"published bundle {self.bundle}")
 
 
@@ -84,9 +83,8 @@ def ndcg_chart(table: pl.DataFrame) -> VegaChart:
                       "facet": {"column": {"field": "slice", "title": None}}, "spec": {"width": 180, "layer": [bars, whiskers]}})
 
 
-def card_parts(table: pl.DataFrame, ranker, bundle: str, snapshots: dict[str, str]) -> list:
+def card_parts(table: pl.DataFrame, ranker, meaning: dict[str, str], bundle: str, snapshots: dict[str, str]) -> list:
     """The card: how good, by what, from what."""
-    meaning = ranker_features(tuple(n.removesuffix("_rank") for n in ranker.features if n.endswith("_rank")))
     gain = pl.DataFrame({"feature": ranker.features, "gain": ranker.booster.feature_importance("gain")})
     gain = gain.select("feature", share=pl.col("gain")/pl.col("gain").sum(), meaning=pl.col("feature").replace_strict(meaning))
     return [Markdown(f"# Bundle {bundle}\nFrom {snapshots}. Relevant is what was bought within the horizon; "

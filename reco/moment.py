@@ -7,15 +7,15 @@ __all__ = ['BUILT_IN', 'make_sources', 'gap_ms', 'Moment', 'fit_moment', 'ranker
 
 # %% ../nbs/39_moment.ipynb #40c8ce93
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import polars as pl
 
-from .candidates.base import Candidates, CandidateSource, merge, source_class
+from .candidates.base import Candidates, CandidateSource, merge, score_all, score_meanings, source_class
 from .data.histories import Histories
 from .data.shop import ShopData
-from .features.assemble import assemble
+from .features.assemble import assemble, ranker_features
 from .features.items import ItemState, catalog_asof, item_features, item_state
 from .settings import Settings
 
@@ -30,16 +30,15 @@ def make_sources(
     "The sources that the settings ask for; raises `ValueError` for an unknown name or without popularity."
     if settings.candidates.get("popularity") is None or not settings.candidates["popularity"].quota:
         raise ValueError("[candidates] popularity must have a quota: it is the answer for shoppers without a past")
-    parameters = {"popularity": settings.popularity.model_dump(), "item_item": settings.item_item.model_dump(),
-                  "als": settings.als.model_dump() | {"seed": settings.project.seed},
-                  "session_knn": settings.session_knn.model_dump() | {"gap_ms": gap_ms(settings)},
-                  "copurchase": settings.copurchase.model_dump() | {"gap_ms": gap_ms(settings)}}
-    out = {}
+    shared, out = {"gap_ms": gap_ms(settings), "seed": settings.project.seed}, {}
     for name, q in settings.candidates.items():
         if not q.cls and name not in BUILT_IN:
             raise ValueError(f"[candidates] {name}: not a built-in source ({', '.join(BUILT_IN)}); "
                              f"for your own write {name} = package.module:Class {q.quota}")
-        if q.quota: out[name] = source_class(q.cls or BUILT_IN[name])(**({} if q.cls else parameters.get(name, {}))), q.quota
+        if not q.quota: continue
+        cls, section = source_class(q.cls or BUILT_IN[name]), getattr(settings, name, None) if not q.cls else None
+        given = shared | (section.model_dump() if section else {})
+        out[name] = cls(**{f.name: given[f.name] for f in fields(cls) if f.name in given}), q.quota
     return out
 
 def gap_ms(
@@ -60,6 +59,10 @@ class Moment:
     known: np.ndarray                    # bool [n_items]
     gap_ms: int                          # a longer pause ends a visit
 
+    @property
+    def features(self)->dict[str, str]: # feature → meaning, the columns of the ranker's input
+        return ranker_features({name: score_meanings(s) for name,s in self.sources.items()})
+
 # %% ../nbs/39_moment.ipynb #40cccd6b
 def fit_moment(
     shop:ShopData,      # any events and catalogue rows; only those before `asof` are used
@@ -72,7 +75,7 @@ def fit_moment(
     row = catalog_asof(shop.catalog, shop.items, asof)
     state = item_state(row)
     known = row["valid_from"].is_not_null().to_numpy() | (np.bincount(past.item, minlength=len(shop.items)) > 0)
-    return Moment(asof, {n: s.fit(past, asof) for n,(s,_) in made.items()}, {n: q for n,(_,q) in made.items()},
+    return Moment(asof, {n: s.fit(past, asof, row) for n,(s,_) in made.items()}, {n: q for n,(_,q) in made.items()},
                   item_features(past, state, asof), state, known, gap_ms(settings))
 
 # %% ../nbs/39_moment.ipynb #cc61a58f
@@ -85,5 +88,5 @@ def ranker_rows(
     "Candidates of each request and the ranker's input for them."
     quotas = moment.quotas | {"popularity": max(moment.quotas["popularity"], 2*k)}
     c = merge({name: source.retrieve(h, quotas[name]) for name, source in moment.sources.items()})
-    return c, assemble(c.indptr, c.item, c.ranks, c.scores, h, moment.per_item[c.item] if item_rows is None else item_rows(c.item),
+    return c, assemble(c.indptr, c.item, c.ranks, score_all(moment.sources, h, c), h, moment.per_item[c.item] if item_rows is None else item_rows(c.item),
                        moment.state, moment.gap_ms)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 from numba import njit
 from scipy.sparse import csr_matrix
 
@@ -94,6 +95,7 @@ class ALS:
     def fit(self,
         log:EventLog,  # events before `asof`
         asof:int,      # ms
+        catalog:pl.DataFrame|None=None, # not used
     )->"ALS":
         "Alternate until the vectors of shoppers and items fit the weights."
         weights = user_items(log, asof, self.half_life_days)

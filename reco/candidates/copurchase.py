@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 from scipy.sparse import csr_matrix
 
 from .base import EVENT_WEIGHTS, Retrieved, latest_items
@@ -54,6 +55,7 @@ class CoPurchase:
     def fit(self,
         log:EventLog,  # events before `asof`
         asof:int,      # not used: what belongs together ages slowly
+        catalog:pl.DataFrame|None=None, # not used
     )->"CoPurchase":
         "Count the baskets."
         pairs = together(baskets(log, self.gap_ms), self.shrinkage)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 from numba import njit
 from scipy.sparse import csr_matrix
 
@@ -76,6 +77,7 @@ class ItemItem:
     def fit(self,
         log:EventLog,  # events before `asof`
         asof:int,      # ms
+        catalog:pl.DataFrame|None=None, # not used
     )->"ItemItem":
         "Find the neighbours of all items."
         similar = nearest_items(user_items(log, asof, self.half_life_days), self.neighbours)

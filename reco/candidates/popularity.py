@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 
 from .base import EVENT_WEIGHTS, Retrieved, top_k
 from ..data.histories import EventLog, Histories
@@ -41,16 +42,17 @@ def popularity(
 class Popularity:
     "What most shoppers touch now."
     half_life_days: float = 7
-    fitted: ClassVar = ("items", "scores")
+    fitted: ClassVar = ("items", "strength")
 
     def fit(self,
         log:EventLog,  # events before `asof`
         asof:int,      # ms
+        catalog:pl.DataFrame|None=None, # not used
     )->"Popularity":
         "Sort the items that were touched at all."
         score = popularity(log, asof, self.half_life_days)
         touched = np.flatnonzero(score > 0).astype(np.int32)
-        self.items, self.scores = top_k(touched, score[touched], len(touched))
+        self.items, self.strength = top_k(touched, score[touched], len(touched))
         return self
 
     def retrieve(self,
@@ -60,5 +62,5 @@ class Popularity:
         "The same best `k` for every request."
         out = Retrieved.blank(len(histories), k)
         n = min(k, len(self.items))
-        out.items[:, :n], out.scores[:, :n] = self.items[:n], self.scores[:n]
+        out.items[:, :n], out.scores[:, :n] = self.items[:n], self.strength[:n]
         return out

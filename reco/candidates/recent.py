@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 
 from .base import EVENT_WEIGHTS, Retrieved, latest_items
 from ..data.histories import EventLog, Histories
@@ -23,6 +24,7 @@ class Recent:
     def fit(self,
         log:EventLog,  # not used
         asof:int,      # not used
+        catalog:pl.DataFrame|None=None, # not used
     )->"Recent":
         "There is nothing to learn."
         return self

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 from numba import njit
 
 from .base import EVENT_WEIGHTS, Retrieved, latest_items, top_k
@@ -130,6 +131,7 @@ class SessionKNN:
     def fit(self,
         log:EventLog,  # events before `asof`
         asof:int,      # not used: visits are aged at request time
+        catalog:pl.DataFrame|None=None, # not used
     )->"SessionKNN":
         "Index the visits by item."
         self.item, self.indptr, self.end = visits_of(log, self.gap_ms)

@@ -16,16 +16,16 @@ from .users import PAIR_FEATURES, REQUEST_FEATURES, pair_features, request_featu
 
 # %% ../../nbs/22_features.assemble.ipynb #02c640bb
 def source_features(
-    sources:tuple[str, ...], # names, in the order of the merge
-)->dict[str, str]:           # feature → meaning
-    "Two features for each source, and how many agree."
+    sources:dict[str, dict[str, str]], # source → its scores and their meaning, in the order of the merge
+)->dict[str, str]:                     # feature → meaning
+    "Each source's place and scores, and how many sources agree."
     ranks = {f"{s}_rank": f"place that the source {s} gave the item, 0 is best; unknown when it did not propose it" for s in sources}
-    scores = {f"{s}_score": f"score that the source {s} gave the item" for s in sources}
+    scores = {f"{s}_{score}": f"{s}: {meaning}" for s,meanings in sources.items() for score,meaning in meanings.items()}
     return ranks | scores | {"sources_agree": "number of sources that proposed the item"}
 
 def ranker_features(
-    sources:tuple[str, ...], # names, in the order of the merge
-)->dict[str, str]:           # feature → meaning, in the order of the columns
+    sources:dict[str, dict[str, str]], # source → its scores and their meaning, in the order of the merge
+)->dict[str, str]:                     # feature → meaning, in the order of the columns
     "Every column of the ranker's input, with its meaning."
     return source_features(sources) | ITEM_FEATURES | REQUEST_FEATURES | PAIR_FEATURES
 
@@ -40,7 +40,7 @@ def assemble(
     indptr:np.ndarray,         # int64 [n+1], candidates of each request
     items:np.ndarray,          # int32 [rows] item_idx of the candidates
     ranks:np.ndarray,          # float32 [rows, sources], NaN when not proposed
-    scores:np.ndarray,         # float32 [rows, sources], NaN when not proposed
+    scores:np.ndarray,         # float32 [rows, scores of all sources], NaN where a source has nothing to say
     h:Histories,               # pasts of the n requests
     item_rows:np.ndarray,      # float32 [rows, len(ITEM_FEATURES)] of the candidates
     state:ItemState,           # the catalogue of the model's moment

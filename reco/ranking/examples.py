@@ -56,11 +56,11 @@ class Examples:
     rows: np.ndarray    # float32 [rows, features]
     label: np.ndarray   # int8 [rows], grade
     sizes: np.ndarray   # int64 [lists], candidates per list
-    sources: tuple[str, ...]
+    features: tuple[str, ...] # columns of `rows`
 
     def __add__(self, other:"Examples")->"Examples":
         return Examples(np.concatenate([self.rows, other.rows]), np.concatenate([self.label, other.label]),
-                        np.concatenate([self.sizes, other.sizes]), self.sources)
+                        np.concatenate([self.sizes, other.sizes]), self.features)
 
 # %% ../../nbs/40_ranking.examples.ipynb #543f37d9
 def label(
@@ -91,4 +91,4 @@ def make_examples(
     sizes = np.diff(c.indptr)
     hit = np.bincount(c.request, grade > 0, len(c)) > 0
     keep = np.repeat(hit, sizes)
-    return Examples(rows[keep], grade[keep], sizes[hit], c.sources)
+    return Examples(rows[keep], grade[keep], sizes[hit], tuple(moment.features))

@@ -13,7 +13,6 @@ from pathlib import Path
 import lightgbm as lgb
 import numpy as np
 
-from ..features.assemble import ranker_features
 from .examples import Examples
 from ..settings import Ranking
 
@@ -93,10 +92,9 @@ def fit_ranker(
     for name, part in (("training", train), ("validation", validation)):
         if not len(part.sizes): raise ValueError(f"no {name} list has a candidate that was then touched: "
                                                  "more events, a longer horizon or other sources are needed")
-    features = tuple(ranker_features(train.sources))
-    data = lgb.Dataset(train.rows, train.label, group=train.sizes, feature_name=list(features))
+    data = lgb.Dataset(train.rows, train.label, group=train.sizes, feature_name=list(train.features))
     check = lgb.Dataset(validation.rows, validation.label, group=validation.sizes, reference=data)
     booster = lgb.train(lightgbm_parameters(settings, seed), data, settings.trees, valid_sets=[check],
                         callbacks=[lgb.early_stopping(settings.patience, verbose=False)])
     slope, intercept = fit_logistic(booster.predict(validation.rows), validation.label > 0)
-    return Ranker(booster, features, slope, intercept)
+    return Ranker(booster, train.features, slope, intercept)
