@@ -22,6 +22,7 @@ from .settings import Settings
 # %% ../nbs/39_moment.ipynb #55fd3d13
 BUILT_IN = {"recent": "reco.candidates.recent:Recent", "popularity": "reco.candidates.popularity:Popularity",
             "item_item": "reco.candidates.item_item:ItemItem", "als": "reco.candidates.als:ALS",
+            "covisit": "reco.candidates.covisit:CoVisitation", "two_steps": "reco.candidates.two_steps:TwoSteps",
             "session_knn": "reco.candidates.session:SessionKNN", "copurchase": "reco.candidates.copurchase:CoPurchase"}
 
 def make_sources(

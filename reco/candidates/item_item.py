@@ -6,6 +6,7 @@
 __all__ = ['user_items', 'nearest_items', 'vote', 'ItemItem']
 
 # %% ../../nbs/32_candidates.item_item.ipynb #311a11b1
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,10 +48,9 @@ def nearest_items(
 def vote(
     items, strength, age,  # of the recent history, newest first
     indptr, index, value,  # CSR of similar items
-    total,                 # float32 [n_items] scratch, all zero before and after
-    k,                     # wanted
-):                         # (int32, float32), best first
-    "The neighbours with most votes."
+    total,                 # float32 [n_items] scratch, all zero before; the caller zeroes it
+):                         # int32 items that got a vote, each once
+    "Add up the votes of the shopper's items for their neighbours."
     touched = np.empty(sum([indptr[i + 1] - indptr[i] for i in items]), np.int32)
     n = 0
     for j in range(len(items)):
@@ -60,10 +60,7 @@ def vote(
                 touched[n] = index[p]
                 n += 1
             total[index[p]] += loud*value[p]
-    touched = touched[:n]
-    found = top_k(touched, total[touched], k)
-    total[touched] = 0
-    return found
+    return touched[:n]
 
 # %% ../../nbs/32_candidates.item_item.ipynb #583650ef
 @dataclass
@@ -73,6 +70,7 @@ class ItemItem:
     half_life_days: float = 30  # an interaction this old counts half
     length: int = 30            # latest items that vote: later ones change nothing, 0.9³⁰ is 4%
     fitted: ClassVar = ("indptr", "index", "value")
+    scores: ClassVar = {"votes": "votes of the shopper's latest items for their neighbours (BM25)"}
 
     def fit(self,
         log:EventLog,  # events before `asof`
@@ -90,9 +88,30 @@ class ItemItem:
     )->Retrieved:
         "The best voted `k` of each request."
         out, total = Retrieved.blank(len(histories), k), np.zeros(len(self.indptr) - 1, np.float32)
-        for i in np.flatnonzero(histories.lengths):
-            at = slice(histories.indptr[i], histories.indptr[i + 1])
-            recent = latest_items(histories.item[at], histories.event[at], EVENT_WEIGHTS, self.length)
-            found, score = vote(*recent, self.indptr, self.index, self.value, total, k)
+        for i, touched in self.voted(histories, total):
+            found, score = top_k(touched, total[touched], k)
             out.items[i, :len(found)], out.scores[i, :len(found)] = found, score
         return out
+
+    def score(self,
+        histories:Histories,
+        indptr:np.ndarray,  # int64 [n+1]
+        items:np.ndarray,   # int32 [rows], candidates
+    )->np.ndarray:          # float32 [rows, 1]
+        "The votes for each candidate; zero for those without one."
+        out, total = np.zeros((len(items), 1), np.float32), np.zeros(len(self.indptr) - 1, np.float32)
+        for i, _ in self.voted(histories, total):
+            at = slice(indptr[i], indptr[i + 1])
+            out[at, 0] = total[items[at]]
+        return out
+
+    def voted(self,
+        h:Histories,
+        total:np.ndarray, # float32 [n_items], zero before each request and after all
+    )->Iterator[tuple[int, np.ndarray]]: # request, int32 items with votes
+        "The votes of one request after the other, for those with a past."
+        for i in np.flatnonzero(h.lengths):
+            at = slice(h.indptr[i], h.indptr[i + 1])
+            touched = vote(*latest_items(h.item[at], h.event[at], EVENT_WEIGHTS, self.length), self.indptr, self.index, self.value, total)
+            yield i, touched
+            total[touched] = 0

@@ -8,12 +8,14 @@ __all__ = ['fit_logistic', 'Ranker', 'lightgbm_parameters', 'fit_ranker']
 # %% ../../nbs/41_ranking.lambdamart.ipynb #de366176
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import lightgbm as lgb
 import numpy as np
 
 from .examples import Examples
+from .trees import Forest, forest, score_rows
 from ..settings import Ranking
 
 # %% ../../nbs/41_ranking.lambdamart.ipynb #cf608e5d
@@ -46,7 +48,11 @@ class Ranker:
         "The raw scores, for ordering; raises `ValueError` for another number of columns."
         if rows.shape[1] != len(self.features):
             raise ValueError(f"the ranker knows {len(self.features)} features and was given {rows.shape[1]}")
-        return self.booster.predict(rows, num_threads=1) if len(rows) else np.zeros(0)
+        return score_rows(self.forest, rows)
+
+    @cached_property
+    def forest(self)->Forest: # the trees, ready for scoring
+        return forest(self.booster)
 
     def probability(self,
         margin:np.ndarray,  # float64, of `margin`
