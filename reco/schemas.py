@@ -66,12 +66,13 @@ CATALOG = FrameSchema("CATALOG", {
     "description": pl.String,
     "category_id": pl.String,
     "category_path": pl.String,   # root / … / leaf
+    "brand": pl.String,
     "price": pl.Float64,
     "discount": pl.Float64,       # share of the price taken off, 0 to 1
     "margin": pl.Float64,         # share of the price that is profit, 0 to 1
     "available": pl.Boolean,
     "created_at": TS,             # when the item entered the shop
-}, optional=frozenset({"title", "description", "category_id", "category_path", "price", "discount", "margin",
+}, optional=frozenset({"title", "description", "category_id", "category_path", "brand", "price", "discount", "margin",
                        "available", "created_at"}))
 
 # %% ../nbs/00_schemas.ipynb #f66f0565

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SECRET', 'Strength', 'Section', 'Project', 'Bundles', 'Data', 'Lake', 'Postgres', 'Online', 'Stream', 'Limit',
            'Quality', 'Simulator', 'Train', 'Quota', 'ALS', 'ItemItem', 'CoVisitation', 'TwoSteps', 'SessionKNN',
-           'CoPurchase', 'Content', 'Popularity', 'Ranking', 'Rules', 'Rerank', 'Explore', 'Serving', 'App', 'Settings',
-           'SettingsError', 'find_settings', 'load_settings']
+           'CoPurchase', 'Content', 'Popularity', 'CategoryPopularity', 'Trending', 'BuyAgain', 'Ranking', 'Rules',
+           'Rerank', 'Explore', 'Serving', 'App', 'Settings', 'SettingsError', 'find_settings', 'load_settings']
 
 # %% ../nbs/01_settings.ipynb #f1d43ee7
 import configparser
@@ -192,6 +192,17 @@ class Content(Section):
 class Popularity(Section):
     half_life_days: float = Field(7, gt=0, description="an interaction this old counts half")
 
+class CategoryPopularity(Section):
+    half_life_days: float = Field(14, gt=0, description="an interaction this old counts half")
+
+class Trending(Section):
+    recent_days: float = Field(2, gt=0, description="the last days, in which something rises")
+    usual_days: float = Field(28, gt=0, description="days before those, that say what is usual")
+
+class BuyAgain(Section):
+    horizon_days: float = Field(14, gt=0, description="an item is due when it is likely to be bought again within so many days")
+    prior: float = Field(5, gt=0, description="imaginary observations that draw an item's habit towards its category's and the shop's")
+
 # %% ../nbs/01_settings.ipynb #668bf023
 class Ranking(Section):
     gain_view: float = Field(1, ge=0, description="gain of an item that was then viewed")
@@ -253,7 +264,8 @@ class Settings(Section):
     simulator: Simulator = Simulator()
     train: Train = Train()
     candidates: dict[str, Quota] = {n: Quota(quota=q) for n,q in (
-        ("recent", 30), ("popularity", 50), ("covisit", 60), ("two_steps", 60), ("session_knn", 60), ("item_item", 30), ("als", 30), ("copurchase", 30))}
+        ("recent", 30), ("popularity", 50), ("covisit", 60), ("two_steps", 60), ("session_knn", 60), ("item_item", 30), ("als", 30), ("copurchase", 30), ("content", 30), ("buy_again", 20),
+        ("trending", 0), ("category_popularity", 0))}
     als: ALS = ALS()
     item_item: ItemItem = ItemItem()
     covisit: CoVisitation = CoVisitation()
@@ -262,6 +274,9 @@ class Settings(Section):
     copurchase: CoPurchase = CoPurchase()
     content: Content = Content()
     popularity: Popularity = Popularity()
+    category_popularity: CategoryPopularity = CategoryPopularity()
+    trending: Trending = Trending()
+    buy_again: BuyAgain = BuyAgain()
     ranking: Ranking = Ranking()
     rules: Rules = Rules()
     rerank: Rerank = Rerank()

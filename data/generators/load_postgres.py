@@ -16,7 +16,7 @@ from reco.data.postgres import server_of
 from reco.settings import SettingsError, load_settings
 
 SCHEMA = Path(__file__).parents[1]/"schema"/"postgres_schema.sql"
-SHOWN = ["category_id", "title", "description", "price", "discount", "margin", "stock"]  # what an item's change may change
+SHOWN = ["category_id", "title", "description", "brand", "price", "discount", "margin", "stock"]  # what an item's change may change
 
 
 def category_rows(

@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS items (
     category_id text          REFERENCES categories,
     title       text          NOT NULL,
     description text,
+    brand       text          CHECK (brand <> ''),
     price       numeric(12,2) NOT NULL CHECK (price >= 0),
     discount    numeric(5,4)  NOT NULL DEFAULT 0 CHECK (discount BETWEEN 0 AND 1),
     margin      numeric(5,4)  CHECK (margin BETWEEN 0 AND 1),
@@ -53,6 +54,7 @@ CREATE TABLE IF NOT EXISTS items (
     updated_at  timestamptz   NOT NULL DEFAULT now(),
     CHECK (updated_at >= created_at)
 );
+ALTER TABLE items ADD COLUMN IF NOT EXISTS brand text CHECK (brand <> ''); -- for a table made before there was one
 CREATE INDEX IF NOT EXISTS items_category ON items (category_id);
 CREATE INDEX IF NOT EXISTS items_updated  ON items (updated_at);
 COMMENT ON TABLE  items             IS 'The catalogue as it is now; item_history is how it was.';
@@ -60,6 +62,7 @@ COMMENT ON COLUMN items.item_id     IS 'The shop''s own id.';
 COMMENT ON COLUMN items.category_id IS 'The most specific category; null when there is none yet.';
 COMMENT ON COLUMN items.title       IS 'As shoppers see it.';
 COMMENT ON COLUMN items.description IS 'Longer text, for content-based recommendations.';
+COMMENT ON COLUMN items.brand       IS 'Maker, as shoppers know it; null when it is not known.';
 COMMENT ON COLUMN items.price       IS 'Per unit before the discount.';
 COMMENT ON COLUMN items.discount    IS 'Share of the price taken off, 0 to 1.';
 COMMENT ON COLUMN items.margin      IS 'Share of the price that is profit, 0 to 1; null when it is not known.';
@@ -73,12 +76,14 @@ CREATE TABLE IF NOT EXISTS item_history (
     category_id text          REFERENCES categories,
     title       text          NOT NULL,
     description text,
+    brand       text,
     price       numeric(12,2) NOT NULL CHECK (price >= 0),
     discount    numeric(5,4)  NOT NULL CHECK (discount BETWEEN 0 AND 1),
     margin      numeric(5,4)  CHECK (margin BETWEEN 0 AND 1),
     available   boolean       NOT NULL,
     PRIMARY KEY (item_id, valid_from)
 );
+ALTER TABLE item_history ADD COLUMN IF NOT EXISTS brand text;
 CREATE INDEX IF NOT EXISTS item_history_valid_from ON item_history (valid_from, item_id);
 CREATE INDEX IF NOT EXISTS item_history_category   ON item_history (category_id);
 COMMENT ON TABLE  item_history             IS 'What shoppers saw of an item from valid_from on. Written by triggers on items; nobody edits it.';
@@ -87,6 +92,7 @@ COMMENT ON COLUMN item_history.valid_from  IS 'From this moment, in whole millis
 COMMENT ON COLUMN item_history.category_id IS 'As in items.';
 COMMENT ON COLUMN item_history.title       IS 'As in items.';
 COMMENT ON COLUMN item_history.description IS 'As in items.';
+COMMENT ON COLUMN item_history.brand       IS 'As in items.';
 COMMENT ON COLUMN item_history.price       IS 'As in items.';
 COMMENT ON COLUMN item_history.discount    IS 'As in items.';
 COMMENT ON COLUMN item_history.margin      IS 'As in items.';
@@ -151,21 +157,21 @@ CREATE OR REPLACE TRIGGER orders_touch BEFORE UPDATE ON orders FOR EACH ROW EXEC
 -- last: nobody saw the others.
 CREATE OR REPLACE FUNCTION write_item_history() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO item_history (item_id, valid_from, category_id, title, description, price, discount, margin, available)
+    INSERT INTO item_history (item_id, valid_from, category_id, title, description, brand, price, discount, margin, available)
     VALUES (NEW.item_id, date_trunc('milliseconds', NEW.updated_at, 'UTC'), NEW.category_id, NEW.title, NEW.description,
-            NEW.price, NEW.discount, NEW.margin, NEW.stock > 0)
+            NEW.brand, NEW.price, NEW.discount, NEW.margin, NEW.stock > 0)
     ON CONFLICT (item_id, valid_from) DO UPDATE SET
         category_id = excluded.category_id, title = excluded.title, description = excluded.description,
-        price = excluded.price, discount = excluded.discount, margin = excluded.margin, available = excluded.available;
+        brand = excluded.brand, price = excluded.price, discount = excluded.discount, margin = excluded.margin, available = excluded.available;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION write_item_history() IS 'Writes the item as it is now into item_history.';
 
 CREATE OR REPLACE TRIGGER items_inserted AFTER INSERT ON items FOR EACH ROW EXECUTE FUNCTION write_item_history();
 CREATE OR REPLACE TRIGGER items_changed AFTER UPDATE ON items FOR EACH ROW
-    WHEN ((OLD.category_id, OLD.title, OLD.description, OLD.price, OLD.discount, OLD.margin, OLD.stock > 0)
+    WHEN ((OLD.category_id, OLD.title, OLD.description, OLD.brand, OLD.price, OLD.discount, OLD.margin, OLD.stock > 0)
           IS DISTINCT FROM
-          (NEW.category_id, NEW.title, NEW.description, NEW.price, NEW.discount, NEW.margin, NEW.stock > 0))
+          (NEW.category_id, NEW.title, NEW.description, NEW.brand, NEW.price, NEW.discount, NEW.margin, NEW.stock > 0))
     EXECUTE FUNCTION write_item_history();
 
 COMMIT;

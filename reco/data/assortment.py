@@ -142,7 +142,7 @@ def write_catalog(
     path, noun, words = (pl.Series([x[i] for x in LEAVES]).gather(leaf) for i in range(3))
     brand, style = (pl.Series(x).gather(i % len(x)) for x,i in ((BRANDS, line*5 + leaf), (STYLES, line)))
     about = plan.with_columns(
-        title=pl.format("{} {} {} {}", brand, noun, style, "number"), category_path=path,
+        title=pl.format("{} {} {} {}", brand, noun, style, "number"), category_path=path, brand=brand,
         description=pl.format("{} {} from {}: {}.", style, noun, brand, words),
         category_id=pl.format("category_{}", leaf + 1),
         created_at=(start + DAY*pl.col("first_day")).cast(TS)).drop("price")

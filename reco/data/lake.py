@@ -43,9 +43,12 @@ def _restored(
     frame:pl.LazyFrame,  # as Delta gives it
     table:str,           # its name
 )->pl.LazyFrame:         # in the platform's types
-    "Undo `_storable`: the schema's columns and types, or milliseconds for every time."
-    if table in SCHEMAS: return frame.select(pl.col(c).cast(t) for c,t in SCHEMAS[table].columns.items())
-    times = [c for c,t in frame.collect_schema().items() if isinstance(t, pl.Datetime)]
+    "Undo `_storable`: the schema's columns and types, or milliseconds for every time; a column that came later is null."
+    have = frame.collect_schema()
+    if table in SCHEMAS:
+        late = SCHEMAS[table].optional - {*have}
+        return frame.select((pl.lit(None) if c in late else pl.col(c)).cast(t).alias(c) for c,t in SCHEMAS[table].columns.items())
+    times = [c for c,t in have.items() if isinstance(t, pl.Datetime)]
     return frame.with_columns(pl.col(times).cast(TS))
 
 # %% ../../nbs/11_data.lake.ipynb #3ba99e11

@@ -88,11 +88,11 @@ def order_events(
 
 # %% ../../nbs/07_data.postgres.ipynb #5179c1ad
 HISTORY = """SELECT h.item_id, floor(extract(epoch FROM h.valid_from)*1000)::bigint, h.title, h.description, h.category_id,
-                    h.price::float8, h.discount::float8, h.margin::float8, h.available,
+                    h.brand, h.price::float8, h.discount::float8, h.margin::float8, h.available,
                     floor(extract(epoch FROM i.created_at)*1000)::bigint
              FROM item_history h JOIN items i USING (item_id) ORDER BY h.item_id, h.valid_from"""
 HISTORY_ROWS = {"item_id": pl.String, "valid_from": pl.Int64, "title": pl.String, "description": pl.String, "category_id": pl.String,
-                "price": pl.Float64, "discount": pl.Float64, "margin": pl.Float64, "available": pl.Boolean, "created_at": pl.Int64}
+                "brand": pl.String, "price": pl.Float64, "discount": pl.Float64, "margin": pl.Float64, "available": pl.Boolean, "created_at": pl.Int64}
 
 def history_catalog(
     history:pl.LazyFrame,  # HISTORY_ROWS, plus file and row
