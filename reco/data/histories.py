@@ -36,6 +36,7 @@ class EventLog:
     ts: np.ndarray     # int64 ms
     n_users: int
     n_items: int
+    order: np.ndarray|None = None # int32 code, equal codes are one order, -1 without; None when the log has no orders at all
 
     def __len__(self)->int: return len(self.ts)
 
@@ -43,7 +44,8 @@ class EventLog:
         keep:np.ndarray,  # bool, one per event
     )->"EventLog":        # the same users and items, fewer events
         "The events that a mask keeps."
-        return EventLog(self.user[keep], self.item[keep], self.event[keep], self.ts[keep], self.n_users, self.n_items)
+        return EventLog(self.user[keep], self.item[keep], self.event[keep], self.ts[keep], self.n_users, self.n_items,
+                        None if self.order is None else self.order[keep])
 
     def before(self,
         asof:int,      # ms
@@ -53,16 +55,18 @@ class EventLog:
 
 # %% ../../nbs/16_data.histories.ipynb #fad7938f
 def event_log(
-    interactions:pl.DataFrame,  # INTERACTIONS, any order
+    interactions:pl.DataFrame,  # INTERACTIONS, rows in any order; order_id may be missing
     users:IdMap,                # knows every shopper in it
     items:IdMap,                # items it does not know become -1
 )->EventLog:
-    "The log in arrays, without impressions."
+    "The log in arrays, without impressions; orders where any event has an `order_id`."
     f = interactions.filter(pl.col("event") != "impression")
+    code = (pl.col("order_id").rank("dense").cast(pl.Int32) - 1).fill_null(-1) if "order_id" in f.columns else pl.lit(-1, pl.Int32)
     f = pl.DataFrame({"user": users.index(f["user_id"]), "item": items.index(f["item_id"]),
-                      "event": f["event"].to_physical().cast(pl.Int8), "ts": f["ts"].dt.epoch("ms")})
-    f = f.sort("user", "ts", "event", "item")
-    return EventLog(*(f[c].to_numpy() for c in ("user", "item", "event", "ts")), len(users), len(items))
+                      "event": f["event"].to_physical().cast(pl.Int8), "ts": f["ts"].dt.epoch("ms"),
+                      "order": f.with_columns(order=code)["order"]}).sort("user", "ts", "event", "item", "order")
+    order = f["order"].to_numpy() if (f["order"] >= 0).any() else None
+    return EventLog(*(f[c].to_numpy() for c in ("user", "item", "event", "ts")), len(users), len(items), order)
 
 # %% ../../nbs/16_data.histories.ipynb #cfcf3e08
 @dataclass(frozen=True)
