@@ -1,4 +1,6 @@
 """Lake → candidates → ranker → evaluation → bundle. `python flows/train.py run`; `settings.ini` has the knobs."""
+import sys
+
 import polars as pl
 from base import HERE, PROJECT, SETTINGS, card_table, run_record
 from metaflow import FlowSpec, card, current, project, step
@@ -10,9 +12,11 @@ from reco.data.histories import epoch_ms
 from reco.data.lake import open_lake
 from reco.data.shop import ShopData, index_shop
 from reco.evaluation.backtest import backtest
+from reco.evaluation.strengths import choose_strengths
 from reco.moment import make_sources
 from reco.provenance import git_sha, versions
-from reco.ranking.training import cutoffs_of, train_ranker
+from reco.ranking.training import cutoffs_of, fit_rankers, training_examples
+from reco.reranking.rulebook import SURFACES, RuleBook, RuleError, read_rules
 
 TABLES = "interactions", "catalog"
 LIBRARIES = "implicit", "lightgbm", "numba", "numpy", "polars", "scipy"
@@ -24,6 +28,12 @@ def read_shop(snapshots: dict[str, str]) -> ShopData:
     return index_shop(*(lake.read(t, snapshots[t]).collect() for t in TABLES))
 
 
+def rule_book() -> RuleBook:
+    """The rules file of the settings; a bad one ends the run with what is wrong in it."""
+    try: return read_rules(SETTINGS.path(SETTINGS.rules.file) if SETTINGS.rules.file else None)
+    except RuleError as e: sys.exit(f"rules: {e}")
+
+
 @project(name=PROJECT)
 class TrainFlow(FlowSpec):
     """Learn from past cutoffs, judge on the hold-out, and publish a bundle that knows everything up to now."""
@@ -33,6 +43,7 @@ class TrainFlow(FlowSpec):
         """Fix what the run depends on: settings, code, data snapshots, cutoffs."""
         self.settings, self.git_sha = SETTINGS.without_secrets(), git_sha(HERE)
         make_sources(SETTINGS)  # a misspelt source stops here, not after the first fit
+        self.book = rule_book()  # and so does a bad rules file
         lake = open_lake(SETTINGS)
         self.snapshots = {t: lake.snapshot(t) for t in TABLES}
         shop = read_shop(self.snapshots)
@@ -44,15 +55,23 @@ class TrainFlow(FlowSpec):
 
     @step
     def train(self):
-        """Fit sources at every cutoff, and the ranker on what they proposed."""
-        self.ranker = train_ranker(read_shop(self.snapshots), self.cutoffs, self.settings)
-        print(f"{self.ranker.booster.num_trees()} trees on {len(self.ranker.features)} features")
+        """Fit sources at every cutoff, the rankers on what they proposed, and choose how much variety is worth."""
+        shop = read_shop(self.snapshots)
+        examples = training_examples(shop, self.cutoffs, self.settings, SURFACES)
+        self.rankers = fit_rankers(examples, self.settings)
+        for surface, (lists, _) in examples.items():
+            ranker = self.rankers.get(surface)
+            learned = f"{ranker.booster.num_trees()} trees on {len(ranker.features)} features" if ranker else "too few: the sources' places are fused"
+            print(f"{surface}: {len(lists.sizes):,} training lists, {learned}")
+        self.strengths, self.frontier = choose_strengths(shop, self.cutoffs, self.rankers["for_you"], self.settings, self.book)
+        print(f"re-ranking: {self.strengths}")
         self.next(self.evaluate)
 
     @step
     def evaluate(self):
         """Judge the pipeline and every single source on the hold-out."""
-        self.table = backtest(read_shop(self.snapshots), self.cutoffs, self.ranker, self.settings)
+        self.table = backtest(read_shop(self.snapshots), self.cutoffs, self.rankers["for_you"], self.settings,
+                              book=self.book, strengths=self.strengths)
         with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, float_precision=4, tbl_hide_dataframe_shape=True,
                        tbl_hide_column_data_types=True): print(self.table)
         self.next(self.end)
@@ -65,11 +84,12 @@ class TrainFlow(FlowSpec):
         self.record = run_record(self.settings, self.git_sha, {"lake": self.settings.lake.root}, self.snapshots, self.asof)
         about = self.record | {"versions": versions(LIBRARIES), "metrics": self.table.to_dicts(),
                                "cutoffs": {k: str(v) for k, v in vars(self.cutoffs).items()}}
-        bundle = make_bundle(shop, epoch_ms(self.asof), self.ranker, self.settings, about)
+        bundle = make_bundle(shop, epoch_ms(self.asof), self.rankers, self.settings, about, self.book, self.strengths)
+        if unknown := bundle.reranker.compiled.unknown: print(f"rules name what the catalogue does not have: {', '.join(unknown)}")
         folder = save_bundle(bundle, self.settings.path(self.settings.bundles.root))
         publish(folder)
         self.bundle = folder.name
-        for part in card_parts(self.table, self.ranker, bundle.moment.features, self.bundle, self.snapshots): current.card.append(part)
+        for part in card_parts(self.table, bundle.ranker, bundle.moment.features, self.bundle, self.snapshots): current.card.append(part)
         print(f"published bundle {self.bundle}")
 
 

@@ -23,7 +23,10 @@ from .settings import Settings
 BUILT_IN = {"recent": "reco.candidates.recent:Recent", "popularity": "reco.candidates.popularity:Popularity",
             "item_item": "reco.candidates.item_item:ItemItem", "als": "reco.candidates.als:ALS",
             "covisit": "reco.candidates.covisit:CoVisitation", "two_steps": "reco.candidates.two_steps:TwoSteps",
-            "session_knn": "reco.candidates.session:SessionKNN", "copurchase": "reco.candidates.copurchase:CoPurchase"}
+            "session_knn": "reco.candidates.session:SessionKNN", "copurchase": "reco.candidates.copurchase:CoPurchase",
+            "content": "reco.candidates.content:Content", "buy_again": "reco.candidates.buy_again:BuyAgain",
+            "trending": "reco.candidates.trending:Trending",
+            "category_popularity": "reco.candidates.category_popularity:CategoryPopularity"}
 
 def make_sources(
     settings:Settings,

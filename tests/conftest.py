@@ -14,7 +14,8 @@ from reco.data.simulator import Shop, simulate
 from reco.data.split import Cutoffs
 from reco.features.store import OnlineStore, open_store
 from reco.ranking.lambdamart import Ranker
-from reco.ranking.training import cutoffs_of, train_ranker
+from reco.ranking.training import cutoffs_of, fit_rankers, training_examples
+from reco.reranking.rulebook import SURFACES
 from reco.settings import Ranking, Settings, Train
 
 END = datetime(2026, 5, 1, tzinfo=UTC)
@@ -27,7 +28,10 @@ class Trained(NamedTuple):
     shop: ShopData
     settings: Settings
     cutoffs: Cutoffs
-    ranker: Ranker
+    rankers: dict[str, Ranker]
+
+    @property
+    def ranker(self) -> Ranker: return self.rankers["for_you"]
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +40,8 @@ def trained() -> Trained:
     sim = simulate(users=1_500, items=300, events=30_000, days=70, end=END, seed=11)
     shop = index_shop(sim.interactions, sim.catalog)
     cutoffs = cutoffs_of(shop, settings)
-    return Trained(sim, shop, settings, cutoffs, train_ranker(shop, cutoffs, settings))
+    rankers = fit_rankers(training_examples(shop, cutoffs, settings, SURFACES), settings)
+    return Trained(sim, shop, settings, cutoffs, rankers)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +49,7 @@ def bundle_root(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> P
     """A folder with one published bundle that knows the shop's whole log."""
     root = tmp_path_factory.mktemp("bundles")
     about = {"git_sha": "test", "metrics": []}
-    publish(save_bundle(make_bundle(trained.shop, epoch_ms(END), trained.ranker, trained.settings, about), root))
+    publish(save_bundle(make_bundle(trained.shop, epoch_ms(END), trained.rankers, trained.settings, about), root))
     return root
 
 

@@ -37,7 +37,7 @@ def fresh(trained, user: str, asof: datetime) -> list[UserEvent]:
 @pytest.fixture(scope="module")
 def served(trained, tmp_path_factory):
     """A bundle made at the start of the hold-out, saved and loaded as the endpoint does."""
-    at = make_bundle(trained.shop, epoch_ms(trained.cutoffs.holdout), trained.ranker, trained.settings, {})
+    at = make_bundle(trained.shop, epoch_ms(trained.cutoffs.holdout), {"for_you": trained.ranker}, trained.settings, {})
     return load_bundle(save_bundle(at, tmp_path_factory.mktemp("parity")))
 
 

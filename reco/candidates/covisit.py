@@ -66,7 +66,7 @@ def co_visitation(
         for j in range(len(best)):
             b, at = best[j], indptr[a] + j
             index[at] = b
-            value[at, 0], value[at, 1], value[at, 3] = sums[b, 0]/after, sums[b, 1]/before, sums[b, 3]/after
+            value[at, 0], value[at, 1], value[at, 3] = sums[b, 0]/max(after, np.float32(1e-9)), sums[b, 1]/max(before, np.float32(1e-9)), sums[b, 3]/max(after, np.float32(1e-9))
             value[at, 2] = sums[b, 2]/np.sqrt((visits_of[a] + shrinkage)*(visits_of[b] + shrinkage))
         indptr[a + 1] = indptr[a] + len(best)
         sums[others] = 0

@@ -6,6 +6,8 @@
 __all__ = ['only', 'lists_of_all', 'bootstrap_means', 'score_table', 'judged_requests', 'backtest']
 
 # %% ../../nbs/71_evaluation.backtest.ipynb #721504ef
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 
@@ -18,7 +20,10 @@ from ..moment import Moment, fit_moment, ranker_rows
 from ..pipeline import make_lists
 from ..ranking.examples import Outcomes, outcomes
 from ..ranking.lambdamart import Ranker
-from ..settings import Rules, Settings
+from ..reranking.kept import keep_at, reranker_of
+from ..reranking.lists import Reranker, Strengths
+from ..reranking.rulebook import RuleBook
+from ..settings import Settings
 
 # %% ../../nbs/71_evaluation.backtest.ipynb #3c0013b5
 def only(
@@ -33,16 +38,16 @@ def only(
 def lists_of_all(
     moment:Moment,
     ranker:Ranker,
-    rules:Rules,
+    reranker:Reranker,
     h:Histories,     # pasts of n requests
     k:int,           # items per list
 )->dict[str, np.ndarray]: # system → int32 [n, k] item_idx, -1 where padded
     "The pipeline's lists and each source's own."
     c, rows = ranker_rows(moment, h, k)
-    out = {"pipeline": make_lists(c, ranker.margin(rows), h, moment, rules, k).items}
+    out, rules_only = {"pipeline": make_lists(c, ranker.log_odds(rows), h, reranker, k).items}, replace(reranker, strengths=Strengths(), fair=0*reranker.fair)
     for j,name in enumerate(c.sources):
         alone = only(c, j)
-        out[name] = make_lists(alone, -alone.ranks[:, j], h, moment, rules, k).items
+        out[name] = make_lists(alone, -alone.ranks[:, j].astype(np.float64), h, rules_only, k).items
     return out
 
 # %% ../../nbs/71_evaluation.backtest.ipynb #d34745f1
@@ -102,13 +107,17 @@ def backtest(
     ranker:Ranker,     # trained before the hold-out
     settings:Settings,
     grade:int=3,       # 3 counts purchases, 1 everything touched
+    book:RuleBook|None=None,       # bans, pins, boosts, campaigns
+    strengths:Strengths|None=None, # of variety and fairness
 )->pl.DataFrame:       # slice, then the columns of `score_table`
     "Judge pipeline and sources at the hold-out; raises `ValueError` when nothing relevant happened there."
     asked, moment = judged_requests(shop, cutoffs, settings, grade), fit_moment(shop, epoch_ms(cutoffs.holdout), settings)
     user, asof = who_and_when(asked)
     truth = relevant(outcomes(shop.log, user, asof, epoch_ms(cutoffs.label_end(cutoffs.holdout))), grade)
     h = histories(shop.log, user, asof, settings.train.max_history, moment.known)
-    lists, tables, kind = lists_of_all(moment, ranker, settings.rules, h, 20), [], asked["kind"].to_numpy()
+    kept = keep_at(shop.log, moment, settings.rules, settings.train.max_history, book, strengths)
+    reranker = reranker_of(kept, moment, shop.items, settings.rules, settings.rerank, settings.explore)
+    lists, tables, kind = lists_of_all(moment, ranker, reranker, h, 20), [], asked["kind"].to_numpy()
     for name, part in (("all", np.ones(len(user), bool)), ("home", kind == "home"), ("visit", kind == "visit")):
         if not part.any(): continue
         which = np.flatnonzero(part)

@@ -54,6 +54,12 @@ class Ranker:
     def forest(self)->Forest: # the trees, ready for scoring
         return forest(self.booster)
 
+    def log_odds(self,
+        rows:np.ndarray,  # float32 [rows, features]
+    )->np.ndarray:        # float64 [rows], in the order of the margins
+        "The log-odds that the shopper touches the item before the horizon ends."
+        return np.clip(self.slope*self.margin(rows) + self.intercept, -30, 30)
+
     def probability(self,
         margin:np.ndarray,  # float64, of `margin`
     )->np.ndarray:          # float64 in (0, 1), same order
