@@ -41,7 +41,7 @@ def main() -> None:
     sim = simulate(*size, days=90, end=end, seed=7)
     shop = index_shop(sim.interactions, sim.catalog)
     ranker = train_ranker(shop, cutoffs_of(shop, settings), settings)
-    bundle = make_bundle(shop, epoch_ms(end), ranker, settings, {"id": "benchmark"})
+    bundle = make_bundle(shop, epoch_ms(end), {"for_you": ranker}, settings, {"id": "benchmark"})
     known = [RecommendationRequest(u, 10, end) for u in shop.users.ids.sample(n, seed=1, with_replacement=True)]
     strangers = [RecommendationRequest(f"stranger {i}", 10, end) for i in range(n)]
     with folder_with_store() as folder:

@@ -23,8 +23,9 @@ from reco.data.shop import ShopData
 from reco.data.split import REQUESTS
 from reco.ids import IdMap
 from reco.moment import Moment, fit_moment, ranker_rows
+from reco.ranking.choosing import fit_chosen
 from reco.ranking.examples import make_examples, next_touches
-from reco.ranking.lambdamart import Ranker, fit_ranker
+from reco.ranking.lambdamart import Ranker
 from reco.schemas import CATALOG, TS
 from reco.settings import Settings, load_settings
 
@@ -95,7 +96,7 @@ def train(shop: ShopData, cuts: list[int], shortest: int, at_most: int, settings
         parts.append(make_examples(shop.log, fit_moment(shop, cut, settings), asked, end, settings.train.max_history, only_next=True))
     validation, first, *more = parts
     for part in more: first = first + part
-    return fit_ranker(first, validation, settings.ranking, settings.project.seed)
+    return fit_chosen(first, validation, settings.ranking, settings.project.seed)
 
 
 def place_of(items: np.ndarray, scores: np.ndarray, target: int) -> int:
@@ -239,7 +240,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--train", type=Path, help="sessions to learn from; without it nothing is measured")
     parser.add_argument("--test", type=Path, help="prefixes and targets")
-    parser.add_argument("--instances", type=int, default=12_000, help="beginnings of sessions to learn from, per cutoff")
+    parser.add_argument("--instances", type=int, default=10_000, help="beginnings of sessions to learn from, per cutoff")
     parser.add_argument("--test-looks", type=int, default=1, help="how often this test part has been looked at, this time included")
     args, settings = parser.parse_args(), load_settings()
     if args.quick: table, test = simulated()

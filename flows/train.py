@@ -15,6 +15,7 @@ from reco.evaluation.backtest import backtest
 from reco.evaluation.strengths import choose_strengths
 from reco.moment import make_sources
 from reco.provenance import git_sha, versions
+from reco.ranking.alarms import leak_report, stop_on_leaks
 from reco.ranking.training import cutoffs_of, fit_rankers, training_examples
 from reco.reranking.rulebook import SURFACES, RuleBook, RuleError, read_rules
 
@@ -58,6 +59,9 @@ class TrainFlow(FlowSpec):
         """Fit sources at every cutoff, the rankers on what they proposed, and choose how much variety is worth."""
         shop = read_shop(self.snapshots)
         examples = training_examples(shop, self.cutoffs, self.settings, SURFACES)
+        self.alarms = leak_report(shop, self.cutoffs.validation, *examples["for_you"], self.settings)
+        for alarm in self.alarms.iter_rows(named=True): print("leak alarm {name}: {value:.4g}, limit {limit:.4g}".format(**alarm))
+        stop_on_leaks(self.alarms)
         self.rankers = fit_rankers(examples, self.settings)
         for surface, (lists, _) in examples.items():
             ranker = self.rankers.get(surface)
@@ -90,6 +94,8 @@ class TrainFlow(FlowSpec):
         publish(folder)
         self.bundle = folder.name
         for part in card_parts(self.table, bundle.ranker, bundle.moment.features, self.bundle, self.snapshots): current.card.append(part)
+        for part in (Markdown("## What variety costs, on validation"), card_table(self.frontier), Markdown("## Leak alarms"),
+                     card_table(self.alarms)): current.card.append(part)
         print(f"published bundle {self.bundle}")
 
 

@@ -11,7 +11,7 @@ from reco.moment import make_sources
 from reco.pipeline import RecommendationRequest, recommend
 from reco.settings import Quota, Settings
 
-SETTINGS = "[train]\nhorizon_days = 7\nholdout_days = 7\ncutoffs = 2\n[ranking]\ntrees = 10\n"
+SETTINGS = "[train]\nhorizon_days = 7\nholdout_days = 7\ncutoffs = 2\nmax_requests = 200\n[ranking]\ntrees = 10\n"
 
 
 def fill_lake(folder: Path, sim) -> Lake:
