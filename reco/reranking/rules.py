@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FATES', 'SHOWN', 'BEYOND', 'FILTERED', 'BANNED', 'SOLD_OUT', 'BOUGHT', 'CATEGORY_CAP', 'BRAND_CAP', 'STEPS', 'judge',
            'cap_groups', 'fill', 'list_relevance', 'relevance_loss', 'within_ceiling', 'Compiled', 'compile_rules',
-           'holds', 'hard_fates', 'boost_odds', 'pins_now', 'Reranked', 'counted', 'apply_rules']
+           'holds', 'hard_fates', 'boost_odds', 'pins_now', 'counted']
 
 # %% ../../nbs/50_reranking.rules.ipynb #88e6849e
 from collections.abc import Callable
@@ -252,34 +252,9 @@ def pins_now(
     return sorted((s.rule.slot - 1, i) for s, i in compiled.pins if s.rule.slot <= k and holds(s, now, surface))
 
 # %% ../../nbs/50_reranking.rules.ipynb #2dc0ab30
-@dataclass(frozen=True)
-class Reranked:
-    "What remains of one list."
-    places: np.ndarray        # int64, positions in the ranker's list, in order, at most k
-    dropped: dict[str, int]   # rule → items it dropped
-
 def counted(
     fate:np.ndarray,    # int8 [m] of FATES
 )->dict[str, int]:      # rule → candidates that it dropped
     "The fates in numbers."
     times = np.bincount(fate, minlength=len(FATES)).tolist()
     return {name: times[i] for i,name in enumerate(FATES) if i > BEYOND}
-
-def apply_rules(
-    items:np.ndarray,  # int32 [m] item_idx, best first
-    h:Histories,       # a batch of one, the request's past
-    state:ItemState,
-    rules:Rules,
-    k:int,             # items wanted
-)->Reranked:
-    "The first `k` places that all rules let stay."
-    n, yes = len(state.price), np.ones(len(items), bool)
-    stock = state.available if rules.exclude_out_of_stock else np.zeros(0, bool)
-    hold = np.full(n if rules.exclude_bought_days else 0, round(rules.exclude_bought_days*86_400_000), np.int64)
-    fate = judge(items, yes, ~yes, stock, hold, h.item, h.event, h.ts, h.asof[0])
-    brand = state.brand[items] if len(state.brand) else np.full(len(items), -1, np.int32)
-    groups = cap_groups(state.category[items], brand)
-    places, skipped, raised = fill(np.flatnonzero(fate == BEYOND), np.full(k, -1), groups, rules.category_cap, rules.brand_cap)
-    fate = np.where(skipped > 0, skipped, fate)
-    fate[places] = SHOWN
-    return Reranked(places, counted(fate) | {"category_cap_raised": int(raised[0]), "brand_cap_raised": int(raised[1])})
