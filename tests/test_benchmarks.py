@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.base import HERE, RESULTS, render
 
-NAMES = sorted(p.stem for p in HERE.glob("*.py") if p.stem not in ("__init__", "base"))
+NAMES = sorted(p.stem for p in HERE.glob("*.py") if p.stem not in ("__init__", "base", "peers"))
 
 
 @pytest.mark.parametrize("name", NAMES)
