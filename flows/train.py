@@ -62,11 +62,9 @@ class TrainFlow(FlowSpec):
         self.alarms = leak_report(shop, self.cutoffs.validation, *examples["for_you"], self.settings)
         for alarm in self.alarms.iter_rows(named=True): print("leak alarm {name}: {value:.4g}, limit {limit:.4g}".format(**alarm))
         stop_on_leaks(self.alarms)
-        self.rankers = fit_rankers(examples, self.settings)
-        for surface, (lists, _) in examples.items():
-            ranker = self.rankers.get(surface)
-            learned = f"{ranker.booster.num_trees()} trees on {len(ranker.features)} features" if ranker else "too few: the sources' places are fused"
-            print(f"{surface}: {len(lists.sizes):,} training lists, {learned}")
+        self.rankers, self.choices = fit_rankers(examples, self.settings)
+        for surface, choice in self.choices.items(): print(f"{surface}: {len(examples[surface][0].sizes):,} training lists, {choice}")
+        for surface, ranker in self.rankers.items(): print(f"{surface}: {ranker.booster.num_trees()} trees on {len(ranker.features)} features")
         self.strengths, self.frontier = choose_strengths(shop, self.cutoffs, self.rankers["for_you"], self.settings, self.book)
         print(f"re-ranking: {self.strengths}")
         self.next(self.evaluate)
@@ -88,7 +86,7 @@ class TrainFlow(FlowSpec):
         self.record = run_record(self.settings, self.git_sha, {"lake": self.settings.lake.root}, self.snapshots, self.asof)
         about = self.record | {"versions": versions(LIBRARIES), "metrics": self.table.to_dicts(),
                                "cutoffs": {k: str(v) for k, v in vars(self.cutoffs).items()}}
-        bundle = make_bundle(shop, epoch_ms(self.asof), self.rankers, self.settings, about, self.book, self.strengths)
+        bundle = make_bundle(shop, epoch_ms(self.asof), self.rankers, self.settings, about, self.book, self.strengths, self.choices)
         if unknown := bundle.reranker.compiled.unknown: print(f"rules name what the catalogue does not have: {', '.join(unknown)}")
         folder = save_bundle(bundle, self.settings.path(self.settings.bundles.root))
         publish(folder)

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from .features.items import ItemState, catalog_asof
 from .ids import IdMap
 from .moment import Moment, fit_moment
 from .ranking.lambdamart import Ranker
+from .ranking.orders import Choice, Order
 from .ranking.surfaces import QUOTAS, surface_features
 from .reranking.kept import Kept, keep_at, load_kept, reranker_of, save_kept
 from .reranking.lists import Reranker, Strengths
@@ -42,7 +43,8 @@ class ModelBundle:
     manifest: dict         # id, asof, git sha, settings, metrics, checksums …
     items: pl.DataFrame    # item_id, title, category_id, price, available; in index order
     moment: Moment
-    rankers: dict[str, Ranker] # surface → its ranker; for_you always, the others where there was enough to learn from
+    rankers: dict[str, Ranker] # surface → its ranker; for_you always, the others where it was ahead of the sources' order
+    orders: dict[str, Order]   # surface → the sources' order; all places fused for a surface that is not named
     kept: Kept             # what re-ranking learned
     rules: Rules
     rerank: Rerank
@@ -88,6 +90,7 @@ def make_bundle(
     about:dict,         # for the manifest: git sha, metrics, data snapshot …
     book:RuleBook|None=None,       # bans, pins, boosts, campaigns
     strengths:Strengths|None=None, # of variety and fairness, chosen on validation
+    choices:dict[str, Choice]|None=None, # surface → what was found on validation: the sources' order, and how far a ranker is ahead
 )->ModelBundle:
     "Fit the sources as of a moment and put the rankers beside them; raises `BundleError` for a ranker of other features."
     moment = fit_moment(shop, asof, settings)
@@ -97,10 +100,13 @@ def make_bundle(
         if tuple(features[surface]) == ranker.features: continue
         raise BundleError(f"the ranker of {surface} was trained on other features: {sorted(set(features[surface]) ^ set(ranker.features))[:5]}")
     kept = keep_at(shop.log, moment, settings.rules, settings.train.max_history, book, strengths)
+    choices, orders = choices or {}, {s: c.order for s,c in (choices or {}).items()}
     manifest = {"asof": str(np.datetime64(asof, "ms")) + "Z", "asof_ms": asof, "features": features,
                 "features_hash": hash_of(features), "items": len(shop.items), "users": len(shop.users),
+                "surfaces": {s: c.about() for s,c in choices.items()},
                 "settings": settings.model_dump(mode="json", exclude={"root"})} | about
-    return ModelBundle(manifest, shown, moment, rankers, kept, settings.rules, settings.rerank, settings.explore, settings.train.max_history)
+    return ModelBundle(manifest, shown, moment, rankers, orders, kept, settings.rules, settings.rerank, settings.explore,
+                       settings.train.max_history)
 
 # %% ../nbs/60_bundle.ipynb #35a88a18
 STATE = tuple(f.name for f in fields(ItemState)) # arrays of the catalogue
@@ -121,8 +127,9 @@ def _write(
         ranker.save(folder/"rankers"/surface)
     save_kept(bundle.kept, folder/"reranking")
     (folder/"serving.json").write_text(json.dumps({"quotas": bundle.moment.quotas, "gap_ms": bundle.moment.gap_ms,
-        "surfaces": list(bundle.rankers), "rules": bundle.rules.model_dump(), "rerank": bundle.rerank.model_dump(),
-        "explore": bundle.explore.model_dump(), "max_history": bundle.max_history}, indent=1))
+        "surfaces": list(bundle.rankers), "orders": {s: asdict(o) for s,o in bundle.orders.items()},
+        "rules": bundle.rules.model_dump(), "rerank": bundle.rerank.model_dump(), "explore": bundle.explore.model_dump(),
+        "max_history": bundle.max_history}, indent=1))
 
 # %% ../nbs/60_bundle.ipynb #cccf13bb
 def checksums(
@@ -186,8 +193,9 @@ def load_bundle(
     moment = Moment(manifest["asof_ms"], {n: load_source(folder/"sources"/n) for n in serving["quotas"]}, serving["quotas"],
                     np.load(folder/"item_features.npy"), state, np.load(folder/"known.npy"), serving["gap_ms"])
     rankers = {surface: Ranker.load(folder/"rankers"/surface) for surface in serving["surfaces"]}
-    return ModelBundle(manifest, pl.read_parquet(folder/"items.parquet"), moment, rankers, load_kept(folder/"reranking"), Rules(**serving["rules"]),
-                       Rerank(**serving["rerank"]), Explore(**serving["explore"]), serving["max_history"])
+    orders = {surface: Order(**o) for surface,o in serving.get("orders", {}).items()}
+    return ModelBundle(manifest, pl.read_parquet(folder/"items.parquet"), moment, rankers, orders, load_kept(folder/"reranking"),
+                       Rules(**serving["rules"]), Rerank(**serving["rerank"]), Explore(**serving["explore"]), serving["max_history"])
 
 # %% ../nbs/60_bundle.ipynb #374ed0b1
 def publish(

@@ -14,6 +14,7 @@ from reco.data.simulator import Shop, simulate
 from reco.data.split import Cutoffs
 from reco.features.store import OnlineStore, open_store
 from reco.ranking.lambdamart import Ranker
+from reco.ranking.orders import Choice
 from reco.ranking.training import cutoffs_of, fit_rankers, training_examples
 from reco.reranking.rulebook import SURFACES
 from reco.settings import Ranking, Settings, Train
@@ -29,6 +30,7 @@ class Trained(NamedTuple):
     settings: Settings
     cutoffs: Cutoffs
     rankers: dict[str, Ranker]
+    choices: dict[str, Choice]
 
     @property
     def ranker(self) -> Ranker: return self.rankers["for_you"]
@@ -40,8 +42,7 @@ def trained() -> Trained:
     sim = simulate(users=1_500, items=300, events=30_000, days=70, end=END, seed=11)
     shop = index_shop(sim.interactions, sim.catalog)
     cutoffs = cutoffs_of(shop, settings)
-    rankers = fit_rankers(training_examples(shop, cutoffs, settings, SURFACES), settings)
-    return Trained(sim, shop, settings, cutoffs, rankers)
+    return Trained(sim, shop, settings, cutoffs, *fit_rankers(training_examples(shop, cutoffs, settings, SURFACES), settings))
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +50,7 @@ def bundle_root(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> P
     """A folder with one published bundle that knows the shop's whole log."""
     root = tmp_path_factory.mktemp("bundles")
     about = {"git_sha": "test", "metrics": []}
-    publish(save_bundle(make_bundle(trained.shop, epoch_ms(END), trained.rankers, trained.settings, about), root))
+    publish(save_bundle(make_bundle(trained.shop, epoch_ms(END), trained.rankers, trained.settings, about, choices=trained.choices), root))
     return root
 
 

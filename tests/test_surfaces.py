@@ -66,9 +66,9 @@ def test_what_follows_a_view(window):
         at = at[np.flatnonzero((log.item[at] == page[n]) & (log.event[at] == VIEW) & (log.ts[at] == q.asof[n]))[0] :]
         stop = np.flatnonzero(np.diff(log.ts[at]) > GAP)
         nearby = at[1 : stop[0] + 1 if len(stop) else None][:10]
-        wanted = {}
+        wanted, known = {}, set(log.item[: at[0] + 1][log.user[: at[0] + 1] == q.user[n]].tolist())
         for r in nearby:
-            if log.item[r] != page[n]: wanted[int(log.item[r])] = max(wanted.get(int(log.item[r]), 0), {1: 1, 2: 1, 3: 2, 4: 3}[int(log.event[r])])
+            if int(log.item[r]) not in known: wanted[int(log.item[r])] = max(wanted.get(int(log.item[r]), 0), {1: 1, 2: 1, 3: 2, 4: 3}[int(log.event[r])])
         assert wanted == dict(zip(q.truth.item[owner == n].tolist(), q.truth.grade[owner == n].tolist(), strict=True))
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVENT_WEIGHTS', 'Retrieved', 'CandidateSource', 'score_meanings', 'save_source', 'source_class', 'saved_class',
-           'load_source', 'top_k', 'latest_items', 'Candidates', 'merge', 'score_all', 'candidates_frame']
+           'load_source', 'top_k', 'latest_items', 'Candidates', 'lay_out', 'merge', 'score_all', 'candidates_frame']
 
 # %% ../../nbs/30_candidates.base.ipynb #f62901c7
 import json
@@ -149,23 +149,35 @@ class Candidates:
         return np.repeat(np.arange(len(self)), np.diff(self.indptr))
 
 # %% ../../nbs/30_candidates.base.ipynb #20948277
+@njit(cache=True, nogil=True)
+def lay_out(
+    items, scores,   # int32 and float32 [n, width], the proposals of all sources side by side, -1 where there is none
+    source, rank,    # int64 and float32 [width], whose proposal a column is, and which place
+    n_sources,
+):                   # int64 indptr [n+1], int32 item, float32 ranks and scores [rows, n_sources]
+    "Each request's proposals in the order of the items, an item once."
+    n, width = items.shape
+    indptr, item = np.zeros(n + 1, np.int64), np.empty(n*width, np.int32)
+    ranks, told = np.full((n*width, n_sources), np.float32(np.nan)), np.full((n*width, n_sources), np.float32(np.nan))
+    row = -1
+    for i in range(n):
+        for p in np.argsort(items[i], kind="mergesort"):
+            if items[i, p] < 0: continue
+            if row < indptr[i] or item[row] != items[i, p]:
+                row += 1
+                item[row] = items[i, p]
+            ranks[row, source[p]], told[row, source[p]] = rank[p], scores[i, p]
+        indptr[i + 1] = row + 1
+    return indptr, item[:row + 1].copy(), ranks[:row + 1].copy(), told[:row + 1].copy()
+
 def merge(
     retrieved:dict[str,Retrieved], # source → its proposals, all for the same requests
 )->Candidates:
     "One candidate per request and item, with every source's rank and score."
-    n = len(next(iter(retrieved.values())).items)
-    flat, width = [r.items for r in retrieved.values()], sum(r.items.shape[1] for r in retrieved.values())
-    items = np.concatenate(flat, axis=1).ravel()
-    key = (np.repeat(np.arange(n), width) << 32) | items # request, then item
-    at = np.flatnonzero(items >= 0)
-    keys, row = np.unique(key[at], return_inverse=True)
-    source = np.tile(np.repeat(np.arange(len(flat)), [f.shape[1] for f in flat]), n)[at]
-    rank = np.tile(np.concatenate([np.arange(f.shape[1]) for f in flat]), n)[at]
-    ranks, scores = (np.full((len(keys), len(flat)), np.nan, np.float32) for _ in range(2))
-    ranks[row, source] = rank
-    scores[row, source] = np.concatenate([r.scores for r in retrieved.values()], axis=1).ravel()[at]
-    indptr = np.searchsorted(keys, np.arange(n + 1) << 32)
-    return Candidates(indptr, (keys & 0xFFFFFFFF).astype(np.int32), ranks, scores, tuple(retrieved))
+    width = [r.items.shape[1] for r in retrieved.values()]
+    source, rank = np.repeat(np.arange(len(width)), width), np.concatenate([np.arange(w, dtype=np.float32) for w in width])
+    items, scores = (np.concatenate(parts, axis=1) for parts in zip(*((r.items, r.scores) for r in retrieved.values()), strict=True))
+    return Candidates(*lay_out(items, scores, source, rank, len(width)), tuple(retrieved))
 
 # %% ../../nbs/30_candidates.base.ipynb #0350e60f
 def score_all(

@@ -20,6 +20,7 @@ from .base import EVENT_WEIGHTS, Retrieved, latest_items, top_k
 from .nearest import nearest
 from .popularity import popularity
 from .text import TFIDF, encode, item_texts, lend_category
+from .voting import Scratch, scratch_of
 from ..data.histories import EventLog, Histories
 
 # %% ../../nbs/34b_candidates.content.ipynb #f0c27d35
@@ -280,14 +281,24 @@ class Content:
         k:int,          # items per request
     )->Retrieved:
         "Neighbours in text and promising new items in turn, at most `k`."
-        out, room = Retrieved.blank(len(histories), k), np.zeros(len(self.demand), np.float32)
+        out = Retrieved.blank(len(histories), k)
+        if not self.readable: return out
+        room, = arrays = self.scratch.take()
         for i in np.flatnonzero(histories.lengths):
             items, strength, age = self.past(histories, i)
             near, _ = voted(items, strength*FADE**age, self.near_start, self.near, self.alike, room, k)
             new, _ = top_k(self.new, self.promises(items, room), round(self.cold_share*k))
             found, score = in_turn(near, new, k)
             out.items[i, :len(found)], out.scores[i, :len(found)] = found, score
+        self.scratch.give(arrays)
         return out
+
+    @property
+    def readable(self)->bool: # whether any item has a text or a category
+        return self.vectors.size > 0
+
+    @property
+    def scratch(self)->Scratch: return scratch_of(self, ((len(self.demand),), np.float32))
 
     def promises(self,
         items:np.ndarray,   # int32, the past
@@ -307,14 +318,17 @@ class Content:
         items:np.ndarray,   # int32 [rows], the candidates
     )->np.ndarray:          # float32 [rows, len(SCORES)]
         "Cosines, what is lent, and demand for each candidate; NaN where a text is missing."
-        out, room = np.full((len(items), len(SCORES)), np.nan, np.float32), np.zeros(len(self.demand), np.float32)
+        out = np.full((len(items), len(SCORES)), np.nan, np.float32)
         out[:, 6] = self.demand[items]
+        if not self.readable: return out
+        room, = arrays = self.scratch.take()
         for i in np.flatnonzero(histories.lengths):
             at = slice(indptr[i], indptr[i + 1])
             mine, strength, age = self.past(histories, i)
             fading, rows = strength*FADE**age, self.vectors[items[at]].astype(np.float32)
             out[at, :4] = cosines(rows, self.vectors[mine].astype(np.float32), fading)
             out[at, 4:6] = lent_scores(items[at], mine, fading, self.indptr, self.index, self.value, self.lender, self.share, room)
+        self.scratch.give(arrays)
         return out
 
 def _touches(

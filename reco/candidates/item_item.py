@@ -6,7 +6,6 @@
 __all__ = ['user_items', 'nearest_items', 'vote', 'ItemItem']
 
 # %% ../../nbs/32_candidates.item_item.ipynb #311a11b1
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,8 +14,9 @@ import polars as pl
 from numba import njit
 from scipy.sparse import csr_matrix
 
-from .base import EVENT_WEIGHTS, Retrieved, latest_items, top_k
+from .base import EVENT_WEIGHTS, latest_items
 from .popularity import decay
+from .voting import Voting
 from ..data.histories import EventLog, Histories
 
 # %% ../../nbs/32_candidates.item_item.ipynb #8166184e
@@ -48,23 +48,25 @@ def nearest_items(
 def vote(
     items, strength, age,  # of the recent history, newest first
     indptr, index, value,  # CSR of similar items
-    total,                 # float32 [n_items] scratch, all zero before; the caller zeroes it
-):                         # int32 items that got a vote, each once
+    votes,                 # float32 [n_items, 1] scratch, all zero before; the caller zeroes it
+):                         # int32 items that got a vote, each once; float32 their votes
     "Add up the votes of the shopper's items for their neighbours."
     touched = np.empty(sum([indptr[i + 1] - indptr[i] for i in items]), np.int32)
     n = 0
     for j in range(len(items)):
         loud = strength[j]*np.float32(0.9)**age[j]
         for p in range(indptr[items[j]], indptr[items[j] + 1]):
-            if total[index[p]] == 0:
+            if votes[index[p], 0] == 0:
                 touched[n] = index[p]
                 n += 1
-            total[index[p]] += loud*value[p]
-    return touched[:n]
+            votes[index[p], 0] += loud*value[p]
+    total = np.empty(n, np.float32)
+    for j in range(n): total[j] = votes[touched[j], 0]
+    return touched[:n], total
 
 # %% ../../nbs/32_candidates.item_item.ipynb #583650ef
 @dataclass
-class ItemItem:
+class ItemItem(Voting):
     "Neighbours of what the shopper touched last."
     neighbours: int = 100       # kept per item
     half_life_days: float = 30  # an interaction this old counts half
@@ -82,36 +84,11 @@ class ItemItem:
         self.indptr, self.index, self.value = similar.indptr, similar.indices.astype(np.int32), similar.data
         return self
 
-    def retrieve(self,
-        histories:Histories,
-        k:int,          # items per request
-    )->Retrieved:
-        "The best voted `k` of each request."
-        out, total = Retrieved.blank(len(histories), k), np.zeros(len(self.indptr) - 1, np.float32)
-        for i, touched in self.voted(histories, total):
-            found, score = top_k(touched, total[touched], k)
-            out.items[i, :len(found)], out.scores[i, :len(found)] = found, score
-        return out
-
-    def score(self,
-        histories:Histories,
-        indptr:np.ndarray,  # int64 [n+1]
-        items:np.ndarray,   # int32 [rows], candidates
-    )->np.ndarray:          # float32 [rows, 1]
-        "The votes for each candidate; zero for those without one."
-        out, total = np.zeros((len(items), 1), np.float32), np.zeros(len(self.indptr) - 1, np.float32)
-        for i, _ in self.voted(histories, total):
-            at = slice(indptr[i], indptr[i + 1])
-            out[at, 0] = total[items[at]]
-        return out
-
-    def voted(self,
+    def cast(self,
         h:Histories,
-        total:np.ndarray, # float32 [n_items], zero before each request and after all
-    )->Iterator[tuple[int, np.ndarray]]: # request, int32 items with votes
-        "The votes of one request after the other, for those with a past."
-        for i in np.flatnonzero(h.lengths):
-            at = slice(h.indptr[i], h.indptr[i + 1])
-            touched = vote(*latest_items(h.item[at], h.event[at], EVENT_WEIGHTS, self.length), self.indptr, self.index, self.value, total)
-            yield i, touched
-            total[touched] = 0
+        i:int,             # request, with a past
+        votes:np.ndarray,  # float32 [n_items, 1], all zero
+    )->tuple[np.ndarray, np.ndarray]: # int32 items that got a vote; float32 their votes
+        "Let the latest items vote."
+        at = slice(h.indptr[i], h.indptr[i + 1])
+        return vote(*latest_items(h.item[at], h.event[at], EVENT_WEIGHTS, self.length), self.indptr, self.index, self.value, votes)

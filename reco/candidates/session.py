@@ -6,7 +6,6 @@
 __all__ = ['SCORES', 'visits_of', 'visits_by_item', 'similar_visits', 'neighbours_vote', 'from_similar_visits', 'SessionKNN']
 
 # %% ../../nbs/35_candidates.session.ipynb #e2e487fe
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +13,8 @@ import numpy as np
 import polars as pl
 from numba import njit
 
-from .base import EVENT_WEIGHTS, Retrieved, latest_items, top_k
+from .base import EVENT_WEIGHTS, latest_items, top_k
+from .voting import Voting
 from ..data.histories import EventLog, Histories, visit_ids
 
 # %% ../../nbs/35_candidates.session.ipynb #31a75c28
@@ -107,9 +107,9 @@ def from_similar_visits(
     item, event, asof, weights, length,          # one history, oldest first; its latest `length` items are matched
     visit_item, indptr, end,                     # the visits
     item_indptr, by_item, idf,                   # the index
-    score, age, votes,                           # scratch: float32 [visits], int32 [n_items], float32 [n_items, 4]
+    votes, score, age,                           # scratch, all zero: float32 [n_items, 4], which the caller zeroes; float32 [visits]; int32 [n_items]
     sample, neighbours, half_life_ms,
-):                                               # int32 items that got a vote
+):                                               # int32 items that got a vote, each once; float32 their votes
     "Let the visits that resemble the shopper's latest events vote."
     items, _, since = latest_items(item, event, weights, length)
     visits = similar_visits(items, since, item_indptr, by_item, idf, score, sample)
@@ -121,11 +121,13 @@ def from_similar_visits(
     for j in range(len(items)): age[items[j]] = since[j] + 1
     touched = neighbours_vote(near, alike, visit_item, indptr, age, idf, votes)
     for i in items: age[i] = 0
-    return touched
+    total = np.empty(len(touched), np.float32)
+    for j in range(len(touched)): total[j] = votes[touched[j], 0]
+    return touched, total
 
 # %% ../../nbs/35_candidates.session.ipynb #2d1384ed
 @dataclass
-class SessionKNN:
+class SessionKNN(Voting):
     "What was touched in visits that resemble the shopper's latest events."
     neighbours: int = 500      # past visits that vote
     sample: int = 1_000        # latest visits per item that are looked at
@@ -146,39 +148,16 @@ class SessionKNN:
         self.idf = np.log1p(len(self.end)/np.maximum(np.diff(self.item_indptr), 1)).astype(np.float32)
         return self
 
-    def retrieve(self,
-        histories:Histories,
-        k:int,          # items per request
-    )->Retrieved:
-        "The best voted `k` of each request."
-        out, votes = Retrieved.blank(len(histories), k), np.zeros((len(self.idf), len(SCORES)), np.float32)
-        for i, touched in self.voted(histories, votes):
-            found, score = top_k(touched, votes[touched, 0], k)
-            out.items[i, :len(found)], out.scores[i, :len(found)] = found, score
-        return out
+    def room(self)->tuple[tuple[tuple[int, ...], type], ...]:
+        "Votes, the likeness of visits, and when the shopper touched an item."
+        return ((len(self.idf), len(SCORES)), np.float32), ((len(self.end),), np.float32), ((len(self.idf),), np.int32)
 
-    def score(self,
-        histories:Histories,
-        indptr:np.ndarray,  # int64 [n+1]
-        items:np.ndarray,   # int32 [rows], candidates
-    )->np.ndarray:          # float32 [rows, len(SCORES)]
-        "The votes for each candidate; zero for those without one."
-        out, votes = np.zeros((len(items), len(SCORES)), np.float32), np.zeros((len(self.idf), len(SCORES)), np.float32)
-        for i, _ in self.voted(histories, votes):
-            at = slice(indptr[i], indptr[i + 1])
-            out[at] = votes[items[at]]
-        return out
-
-    def voted(self,
+    def cast(self,
         h:Histories,
-        votes:np.ndarray, # float32 [n_items, len(SCORES)], zero before each request and after all
-    )->Iterator[tuple[int, np.ndarray]]: # request, int32 items with votes
-        "The votes of one request after the other, for those with a past."
-        index = self.item, self.indptr, self.end, self.item_indptr, self.by_item, self.idf
-        scratch = np.zeros(len(self.end), np.float32), np.zeros(len(self.idf), np.int32), votes
-        bounds = self.sample, self.neighbours, self.half_life_days*86_400_000
-        for i in np.flatnonzero(h.lengths):
-            at = slice(h.indptr[i], h.indptr[i + 1])
-            touched = from_similar_visits(h.item[at], h.event[at], h.asof[i], EVENT_WEIGHTS, self.length, *index, *scratch, *bounds)
-            yield i, touched
-            votes[touched] = 0
+        i:int,                # request, with a past
+        *scratch:np.ndarray,  # of `room`, all zero
+    )->tuple[np.ndarray, np.ndarray]: # int32 items that got a vote; float32 by which they are proposed
+        "Let the visits vote that resemble the latest items."
+        at, index = slice(h.indptr[i], h.indptr[i + 1]), (self.item, self.indptr, self.end, self.item_indptr, self.by_item, self.idf)
+        return from_similar_visits(h.item[at], h.event[at], h.asof[i], EVENT_WEIGHTS, self.length, *index, *scratch,
+                                   self.sample, self.neighbours, self.half_life_days*86_400_000)

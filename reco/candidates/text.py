@@ -91,7 +91,7 @@ def encode(
 )->tuple[np.ndarray, str]: # float16 [n, d] of length 1, zero where nothing is written; and what made them
     "Texts as vectors; equal texts get equal vectors, whatever else is in the catalogue."
     different = sorted(set(texts) - {""})
-    if not different: return np.zeros((len(texts), 1), np.float16), encoder
+    if not different: return np.zeros((len(texts), 0), np.float16), encoder
     rows, used = raw_vectors(different, encoder, dims, seed)
     rows = unit(rows)
     if len(different) > 2: rows = unit(rows - rows.mean(axis=0))

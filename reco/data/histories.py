@@ -7,7 +7,7 @@ __all__ = ['CLICK', 'VIEW', 'ADDTOCART', 'TRANSACTION', 'epoch_ms', 'EventLog', 
            'visit_ids']
 
 # %% ../../nbs/16_data.histories.ipynb #be5fb8d7
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
@@ -77,6 +77,7 @@ class Histories:
     event: np.ndarray   # int8 code
     ts: np.ndarray      # int64 ms, oldest first within a request
     asof: np.ndarray    # int64 [n] ms, the moment of the request
+    memo: dict = field(default_factory=dict, init=False, repr=False, compare=False) # id of a stage → its own notes
 
     def __len__(self)->int: return len(self.asof)
 

@@ -16,7 +16,7 @@ from ..candidates.pairs import baskets
 from ..data.histories import ADDTOCART, CLICK, VIEW, EventLog, Histories, histories, ranges, visit_ids
 from ..features.assemble import assemble, ranker_features
 from ..features.items import ItemState
-from ..moment import Moment
+from ..moment import Moment, with_items
 from .examples import GRADES, Examples, Outcomes, label
 
 # %% ../../nbs/42_ranking.surfaces.ipynb #250f5cf2
@@ -99,11 +99,12 @@ def touched_next(
     view:np.ndarray,    # int64 [n], rows of the log
     end:np.ndarray,     # int64 [n], row after the visit's last one
     following:int,      # events that are looked at
+    first:np.ndarray,   # int64 [events], row of the shopper's first touch of each event's item
 )->Outcomes:            # of the n views
-    "The other items among the next events of a visit."
+    "The other items among the next events of a visit, without those that the shopper knew."
     stop = np.minimum(view + 1 + following, end)
     at, owner = ranges(view + 1, stop), np.repeat(np.arange(len(view)), stop - view - 1)
-    other = log.item[at] != log.item[view][owner]
+    other = (log.item[at] != log.item[view][owner]) & (first[at] > view[owner])
     pairs, row = np.unique(owner[other]*np.int64(log.n_items) + log.item[at[other]], return_inverse=True)
     grade = np.zeros(len(pairs), np.int8)
     np.maximum.at(grade, row, GRADES[log.event[at[other]]])
@@ -124,18 +125,19 @@ def viewed_then(
     log = log.where((log.item >= 0) & (log.ts < until))
     visit = visit_ids(log, gap_ms)
     end = np.searchsorted(visit, visit, side="right")
+    _, touch, pair = np.unique(log.user.astype(np.int64)*log.n_items + log.item, return_index=True, return_inverse=True)
     view = np.flatnonzero(((log.event == VIEW) | (log.event == CLICK)) & (log.ts >= start))
-    view = view[np.unique(touched_next(log, view, end[view], following).request)]
+    view = view[np.unique(touched_next(log, view, end[view], following, touch[pair]).request)]
     view = view[drawn(visit[view], per_visit, at_most, seed)]
     context = context_of(np.arange(len(view)), log.item[view], VIEW, log.ts[view])
-    return Questions(log.user[view], log.ts[view], context, touched_next(log, view, end[view], following), visit[view])
+    return Questions(log.user[view], log.ts[view], context, touched_next(log, view, end[view], following, touch[pair]), visit[view])
 
 # %% ../../nbs/42_ranking.surfaces.ipynb #d5b8f584
 QUOTAS = { # surface → candidates per source, asked with the context, and asked with the shopper's past
     "bought_together": ({"copurchase": 100, "item_item": 30, "als": 30, "session_knn": 30, "content": 20, "popularity": 20},
                         {"buy_again": 50, "als": 20}),
     "similar": ({"item_item": 50, "covisit": 50, "two_steps": 30, "als": 30, "session_knn": 50, "content": 50, "popularity": 20},
-                {"recent": 20, "als": 20})}
+                {"als": 20})}
 
 def quotas_of(
     quotas:dict[str, int], # source → candidates on the home page, of all sources that there are
@@ -199,11 +201,15 @@ def context_rows(
     h:Histories,         # the shoppers' pasts
     context:Histories,   # of the same requests
     surface:str,         # of `QUOTAS`
+    k:int=10,            # items wanted per answer
+    extra:np.ndarray|None=None, # int32 item_idx of items that are candidates of every request, proposed or not; none of a context
 )->tuple[Candidates, np.ndarray, tuple[str, ...]]: # the candidates, float32 [rows, features], and the names of the columns
     "Candidates of each request in front of its context, and the ranker's input for them."
     now, before = quotas_of(moment.quotas, surface)
+    now = now | {"popularity": max(now["popularity"], 2*k)}
     asked = {n: (moment.sources[n], context, k) for n,k in now.items()} | {f"past_{n}": (moment.sources[n], h, k) for n,k in before.items()}
     c, parts = merge({n: leave_out(s.retrieve(x, k), context) for n,(s,x,k) in asked.items()}), []
+    if extra is not None: c = with_items(c, extra)
     for x,at in ((context, slice(len(now))), (h, slice(len(now), None))):
         some = Candidates(c.indptr, c.item, c.ranks[:, at], c.scores[:, at], c.sources[at])
         if some.sources: parts.append(score_all({n: asked[n][0] for n in some.sources}, x, some))

@@ -6,7 +6,7 @@
 __all__ = ['ARRAYS', 'Kept', 'keep_at', 'item_vectors', 'reranker_of', 'save_kept', 'load_kept']
 
 # %% ../../nbs/55_reranking.kept.ipynb #e5e22bc2
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 import json
 from pathlib import Path
 
@@ -69,6 +69,8 @@ def reranker_of(
 )->Reranker:
     "Everything of re-ranking, for requests at or after the moment."
     compiled = compile_rules(rules, kept.book, moment.state, ids, kept.hold)
+    strange = tuple(f"item:{s.rule.item}" for s,i in compiled.pins if not moment.known[i])
+    compiled = replace(compiled, pins=tuple((s, i) for s,i in compiled.pins if moment.known[i]), unknown=compiled.unknown + strange)
     return make_reranker(compiled, kept.exposure, item_vectors(moment), kept.strengths, rerank, exploring)
 
 # %% ../../nbs/55_reranking.kept.ipynb #53f911d0
