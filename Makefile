@@ -52,7 +52,7 @@ app: $(STAMP) ## the Streamlit app
 	@exec $(BIN)/python -m app.dashboard
 
 bench: $(STAMP) ## speed and quality, written to benchmarks/
-	@for f in $(filter-out benchmarks/__init__.py benchmarks/base.py benchmarks/peers.py,$(wildcard benchmarks/*.py)); do $(BIN)/python -m benchmarks.$$(basename $$f .py) || exit 1; done
+	@for f in $(filter-out $(patsubst %,benchmarks/%.py,__init__ base peers peer_library quality slices),$(wildcard benchmarks/*.py)); do $(BIN)/python -m benchmarks.$$(basename $$f .py) || exit 1; done
 
 services: ## Debian packages that tests of real servers need (optional on a laptop: the tests say what they skip)
 	@command -v apt-get > /dev/null || { echo "make services needs apt-get (Debian, Ubuntu). Install by hand: $(SERVICES)"; exit 1; }

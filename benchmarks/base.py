@@ -4,13 +4,16 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from reco.provenance import git_sha, versions
+from reco.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -25,13 +28,23 @@ def arguments(about: str) -> argparse.ArgumentParser:
     return parser
 
 
-def write(name: str, rows: list[dict], folder: Path, test_looks: int = 0) -> Path:
-    """Write one benchmark's rows (`system`, `case`, `metrics`), whole or not at all, and print them."""
+def quickly(settings: Settings) -> Settings:
+    """The settings of a smoke run: few cutoffs, requests and trees."""
+    train = settings.train.model_copy(update={"cutoffs": 2, "max_requests": 60})
+    return settings.model_copy(update={"train": train, "ranking": settings.ranking.model_copy(update={"trees": 20})})
+
+
+def write(name: str, rows: list[dict], folder: Path, test_looks: int = 0, argv: Sequence[str] | None = None,
+          others: Mapping[str, str] | None = None) -> Path:
+    """Write one benchmark's rows (`system`, `case`, `metrics`), whole or not at all, and print them.
+
+    `argv` are its arguments when they are not the process's; `others` are versions of libraries of another environment.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     machine = f"{os.cpu_count()} cores, {os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30:.0f} GiB, {platform.machine()}"
-    command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
+    command = f"python -m benchmarks.{name} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
     body = {"benchmark": name, "command": command, "git_sha": git_sha(HERE), "machine": machine,
-            "versions": versions(LIBRARIES) | {"python": platform.python_version()},
+            "versions": versions(LIBRARIES) | {"python": platform.python_version()} | dict(others or {}),
             "test_looks": test_looks, "rows": rows}
     temp, path = folder / f".{name}.json", folder / f"{name}.json"
     temp.write_text(json.dumps(body, indent=1) + "\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.base import arguments, render, write
+from benchmarks.base import arguments, quickly, render, write
 from benchmarks.holdout import shop_from
 from reco.candidates.base import Candidates
 from reco.data.histories import epoch_ms, histories
@@ -31,7 +31,7 @@ from reco.reranking.habits import hold_days
 from reco.reranking.lists import Reranker, Strengths, make_reranker, shown_lists
 from reco.reranking.rulebook import RuleBook
 from reco.reranking.rules import compile_rules
-from reco.settings import Ranking, Settings, Train, load_settings
+from reco.settings import Settings, load_settings
 
 
 def judged(shop: ShopData, at: datetime, until: datetime, moment: Moment, ranker: Ranker, settings: Settings,
@@ -76,18 +76,18 @@ def rows_of(on: Judged, lists: dict[str, np.ndarray], user: np.ndarray, case: st
     return rows
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train, choose on validation, report on the hold-out."""
     parser = arguments(__doc__)
     parser.add_argument("--source", choices=FILES, default="retailrocket", help="the files' format")
     parser.add_argument("--path", type=Path, help="folder of the raw files; without it nothing is measured")
     parser.add_argument("--grade", type=int, choices=(1, 2, 3), default=3, help="relevant is what was at least viewed, carted or bought")
     parser.add_argument("--test-looks", type=int, default=1, help="how often this hold-out has been looked at, this time included")
-    args, settings = parser.parse_args(), load_settings()
+    args, settings = parser.parse_args(argv), load_settings()
     if args.quick:
         sim = simulate(500, 200, 10_000, days=70, end=datetime(2026, 5, 1, tzinfo=UTC), seed=7)
         shop, args.grade = index_shop(sim.interactions, sim.catalog), 1
-        settings = settings.model_copy(update={"train": Train(cutoffs=2, max_requests=60), "ranking": Ranking(trees=20)})
+        settings = quickly(settings)
     elif args.path: shop = shop_from(args.source, args.path, settings)
     else: return print("frontier: nothing measured; it needs --path with raw files, and --source for their format")
     cuts = cutoffs_of(shop, settings)
@@ -105,7 +105,7 @@ def main() -> None:
     point = {"diversity": chosen.diversity, "tail": chosen.tail, "new": chosen.new, "keep_first": chosen.keep_first}
     for r in rows:
         if r["system"] == "reco": r["metrics"] |= point
-    write("frontier", rows, args.results, args.test_looks)
+    write("frontier", rows, args.results, args.test_looks, argv)
     if not args.quick: render()
 
 

@@ -1,15 +1,17 @@
 """Other people's recommenders for a next-purchase benchmark, tuned on a validation cut so that they are strong.
 
 Each peer is a function from a training log and parameters to lists; `GRIDS` says which parameters are tried. Lists that come
-out shorter than asked for are filled up with what is popular, as a shop would do.
+out shorter than asked for are filled up with what is popular, as a shop would do. irspack's models need an environment of their own
+(`uv venv VENV` and `uv pip install --python VENV -r benchmarks/requirements-peers.txt`), whose Python is then given as `--peers-python`.
 """
 
+import json
+import subprocess
+import tempfile
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stderr, redirect_stdout
-from importlib.util import find_spec
-from io import StringIO
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -53,6 +55,7 @@ def fill(items: np.ndarray, popular: np.ndarray, seen: csr_matrix | None) -> np.
 
 
 Lists = Callable[[np.ndarray, int, bool], np.ndarray]  # shoppers, list length, whether to leave out what they touched → items
+Tried = tuple[dict, bool, np.ndarray]  # parameters, whether what they touched is left out, lists
 
 
 def popularity(log: EventLog, asof: int, purchases: bool) -> Lists:
@@ -100,21 +103,20 @@ def cosine(log: EventLog, asof: int, weights: str, neighbours: int) -> Lists:
     return _implicit(CosineRecommender(neighbours), log, asof, weights, drop_zeros=True)
 
 
-def irspack_ials(log: EventLog, asof: int, weights: str, n_components: int, alpha0: float, reg: float) -> Lists:
-    """irspack's IALSRecommender (iALS++, Rendle et al. 2021), an optional package."""
-    from irspack import IALSRecommender
-
-    rows, popular = matrix(log, weights), most_touched(log, asof, purchases=False)
-    model = IALSRecommender(rows, n_components=n_components, alpha0=alpha0, reg=reg, random_seed=7, n_threads=1)
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()): model.learn()  # it draws a progress bar
-
-    def lists(users: np.ndarray, k: int, new: bool) -> np.ndarray:
-        score = model.get_score(users)
-        if new: score[rows[users].nonzero()] = -np.inf
-        items = np.argsort(-score, axis=1, kind="stable")[:, :k]
-        return fill(items, popular, None)
-
-    return lists
+def library(python: Path, log: EventLog, asof: int, model: str, tries: list[dict], users: np.ndarray, k: int) -> Iterator[Tried]:
+    """irspack's `model`, run by another environment's Python for all parameters at once; raises `RuntimeError` with what it said."""
+    kinds, popular = {t["weights"]: matrix(log, t["weights"]) for t in tries}, most_touched(log, asof, purchases=False)
+    jobs = [{"model": model, "weights": t["weights"], "parameters": {n: v for n, v in t.items() if n != "weights"}} for t in tries]
+    arrays = {f"{w}_{x}": np.asarray(getattr(m, x)) for w, m in kinds.items() for x in ("data", "indices", "indptr", "shape")}
+    with tempfile.TemporaryDirectory() as temp:
+        given, made = Path(temp) / "in.npz", Path(temp) / "out.npz"
+        np.savez(given, jobs=json.dumps(jobs), users=users, k=k, **arrays)
+        done = subprocess.run([python, Path(__file__).with_name("peer_library.py"), given, made], capture_output=True, text=True)
+        if done.returncode: raise RuntimeError(f"{python} could not run peer_library.py: {done.stderr.strip()[-2_000:]}")
+        with np.load(made, allow_pickle=False) as f: out = dict(f)
+    for i, t in enumerate(tries):
+        for new in (False, True):
+            yield t, new, fill(out[f"{i}_{'new' if new else 'all'}"], popular, kinds[t["weights"]][users] if new else None)
 
 
 def grid(**values: Iterable) -> list[dict]:
@@ -123,30 +125,33 @@ def grid(**values: Iterable) -> list[dict]:
 
 
 PEERS: dict[str, Callable[..., Lists]] = {"popularity, 14 days": popularity, "implicit ALS": als, "implicit BM25": bm25,
-                                          "implicit cosine": cosine, "irspack iALS": irspack_ials}
-OPTIONAL = {"irspack iALS": "irspack"}  # peer → package that this environment may lack
+                                          "implicit cosine": cosine}
+LIBRARY = {"irspack iALS": "IALS", "irspack RP3beta": "RP3beta"}  # peers of an environment of their own: iALS (Rendle et al. 2021), RP3beta
 GRIDS = {
     "popularity, 14 days": grid(purchases=[False, True]),
     "implicit ALS": grid(weights=["equal", "graded"], factors=[32, 128], alpha=[1, 10, 40], regularization=[0.01, 0.1]),
     "implicit BM25": grid(weights=["equal", "graded"], neighbours=[20, 100, 500], k1=[0.2, 1.2]),
     "implicit cosine": grid(weights=["equal", "graded"], neighbours=[20, 100, 500]),
-    "irspack iALS": grid(weights=["equal", "graded"], n_components=[32, 128], alpha0=[0.003, 0.03, 0.3], reg=[0.001, 0.01]),
+    "irspack iALS": grid(weights=["equal", "graded"], n_components=[32, 128], alpha0=[0.0003, 0.003, 0.03], reg=[0.0001, 0.001, 0.01]),
+    "irspack RP3beta": grid(weights=["equal", "graded"], alpha=[0.6, 1.0], beta=[0.0, 0.3, 0.6], top_k=[100, 500]),
 }
 
 
-def absent(name: str) -> str | None:
-    """The package that a peer lacks here, if any."""
-    package = OPTIONAL.get(name)
-    return package if package and find_spec(package) is None else None
+def lists_of(name: str, log: EventLog, asof: int, tries: list[dict], users: np.ndarray, k: int, python: Path | None = None) -> Iterator[Tried]:
+    """One peer's lists with each of some parameters, as they are and without what the shoppers touched."""
+    if name in LIBRARY:
+        yield from library(python, log, asof, LIBRARY[name], tries, users, k)
+        return
+    for parameters in tries:
+        lists = PEERS[name](log, asof, **parameters)
+        for new in (False, True): yield parameters, new, lists(users, k, new)
 
 
 def tune(name: str, log: EventLog, asof: int, users: np.ndarray, judge: Callable[[np.ndarray], float], k: int = 20,
-         quick: bool = False) -> tuple[dict, bool, float]:
-    """Parameters, filter switch and value of the best; `log` ends before `asof`, `judge` values lists for `users`."""
+         quick: bool = False, python: Path | None = None) -> tuple[dict, bool, float]:
+    """Parameters, filter switch and value of the best, ties to the first; `log` ends before `asof`, `judge` values lists for `users`."""
     best = ({}, False, -1.0)
-    for parameters in GRIDS[name][: 1 if quick else None]:
-        lists = PEERS[name](log, asof, **parameters)
-        for new in (False, True):
-            value = judge(lists(users, k, new))
-            if value > best[2]: best = parameters, new, value
+    for parameters, new, lists in lists_of(name, log, asof, GRIDS[name][: 1 if quick else None], users, k, python):
+        value = judge(lists)
+        if value > best[2]: best = parameters, new, value
     return best

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from benchmarks.base import arguments, percentiles, render, write
+from benchmarks.base import arguments, percentiles, quickly, render, write
 from reco.data.histories import VIEW, EventLog, Histories, histories
 from reco.data.shop import ShopData
 from reco.data.split import REQUESTS
@@ -30,6 +30,7 @@ from reco.schemas import CATALOG, TS
 from reco.settings import Settings, load_settings
 
 DAY, SPAN_DAYS, MISSED = 86_400_000, 90, 10**9
+PARTS = "session kNN alone", "retrieval and features", "scoring", "scoring by LightGBM's predict"
 
 
 def read_table(path: Path) -> pl.DataFrame:
@@ -213,14 +214,23 @@ def metrics(places: np.ndarray, session: np.ndarray, seed: int = 0) -> dict:
     return {"P@20": p, "P@20_ci": [low[0], high[0]], "MRR@20": mrr, "MRR@20_ci": [low[1], high[1]], "instances": len(places)}
 
 
-def timed(moment: Moment, ranker: Ranker, h: Histories, most: int) -> list[float]:
-    """Seconds of single requests: retrieval, features and scoring."""
-    seconds = []
+def timed(moment: Moment, ranker: Ranker, h: Histories, most: int) -> dict[str, list[float]]:
+    """Seconds of single requests by part, the first tenth left out; the scores go through the product's trees and through LightGBM's own `predict`."""
+    knn, seconds = moment.sources["session_knn"], defaultdict(list)
+
+    def clocked(part: str, call, *args):
+        began = time.perf_counter()
+        value = call(*args)
+        seconds[part].append(time.perf_counter() - began)
+        return value
+
     for i in range(min(most, len(h))):
-        one, began = h.take(i), time.perf_counter()
-        ranker.margin(ranker_rows(moment, one)[1])
-        seconds.append(time.perf_counter() - began)
-    return seconds[len(seconds)//10:]
+        clocked(PARTS[0], knn.retrieve, h.take(i), moment.quotas["session_knn"])
+        _, rows = clocked(PARTS[1], ranker_rows, moment, h.take(i))
+        clocked(PARTS[2], ranker.margin, rows)
+        clocked(PARTS[3], ranker.booster.predict, rows)
+    seconds["whole"] = [a + b for a, b in zip(seconds[PARTS[1]], seconds[PARTS[2]], strict=True)]
+    return {part: values[len(values)//10:] for part, values in seconds.items()}
 
 
 def simulated(seed: int = 7) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -235,15 +245,15 @@ def simulated(seed: int = 7) -> tuple[pl.DataFrame, pl.DataFrame]:
     return table.filter(pl.col("session") < 1_300), pl.DataFrame(asked, schema=["prefix", "target"], orient="row")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Read, train, rank, compare."""
     parser = arguments(__doc__)
     parser.add_argument("--train", type=Path, help="sessions to learn from; without it nothing is measured")
     parser.add_argument("--test", type=Path, help="prefixes and targets")
-    parser.add_argument("--instances", type=int, default=10_000, help="beginnings of sessions to learn from, per cutoff")
+    parser.add_argument("--instances", type=int, default=15_000, help="beginnings of sessions to learn from, per cutoff")
     parser.add_argument("--test-looks", type=int, default=1, help="how often this test part has been looked at, this time included")
-    args, settings = parser.parse_args(), load_settings()
-    if args.quick: table, test = simulated()
+    args, settings = parser.parse_args(argv), load_settings()
+    if args.quick: (table, test), settings = simulated(), quickly(settings)
     elif args.train and args.test: table, test = read_table(args.train), read_table(args.test)
     else: return print("q1_sessions: nothing measured; it needs --train and --test")
     sessions = sessions_of(table, str(args.train))
@@ -256,15 +266,17 @@ def main() -> None:
     moment = fit_moment(shop, end, settings)
     places = two_stage(moment, ranker, h, target)
     again = np.array([t in h.item[a:b] for a, b, t in zip(h.indptr, h.indptr[1:], target, strict=False)])
-    speed = percentiles(timed(moment, ranker, h, 1_000))
-    rows = [{"system": "reco", "case": "all", "metrics": metrics(places, session) | {k: speed[k] for k in ("p50_ms", "p99_ms")}}]
+    speed = timed(moment, ranker, h, 1_000)
+    whole = percentiles(speed.pop("whole"))
+    rows = [{"system": "reco", "case": "all", "metrics": metrics(places, session) | {k: whole[k] for k in ("p50_ms", "p99_ms")}}]
     for case, part in (("target in the prefix", again), ("new target", ~again)):
         if part.any(): rows.append({"system": "reco", "case": case, "metrics": metrics(places[part], session[part])})
+    for part, seconds in speed.items(): rows.append({"system": "reco", "case": f"one request: {part}", "metrics": percentiles(seconds)})
     for name, model in peers(shop, cuts[0], shortest, settings):
         found, seconds = peer(model, h, target)
         speed = percentiles(seconds)
         rows.append({"system": name, "case": "all", "metrics": metrics(found, session) | {k: speed[k] for k in ("p50_ms", "p99_ms")}})
-    write("q1_sessions", rows, args.results, test_looks=args.test_looks)
+    write("q1_sessions", rows, args.results, args.test_looks, argv)
     if not args.quick: render()
 
 

@@ -13,6 +13,7 @@ cut. Intervals are 95%, by bootstrap over visitors; `reco / this` is the paired 
 import argparse
 import gzip
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -22,8 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.base import arguments, render, write
-from benchmarks.peers import PEERS, absent, tune
+from benchmarks.base import arguments, quickly, render, write
+from benchmarks.peers import LIBRARY, PEERS, lists_of, tune
+from benchmarks.slices import by_age, by_length, by_popularity, part
 from reco.bundle import make_bundle
 from reco.data.histories import TRANSACTION, Histories, epoch_ms, histories
 from reco.data.quality import check_catalog, check_interactions
@@ -38,6 +40,7 @@ from reco.settings import Settings, load_settings
 
 DAY = 86_400_000
 DRAWS = 1_000
+OF_EVERY_CUT = "all", "never touched before", "cold items", "short histories"  # slices; the others are for all cuts together
 PER_LIST = {"NDCG@10": (ndcg, 10), "MAP@10": (average_precision, 10), "Recall@20": (recall, 20)}
 
 
@@ -81,27 +84,19 @@ def moment(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def part(truth: Outcomes, keep: np.ndarray) -> Outcomes:
-    """Some of the outcomes, of the same requests."""
-    return Outcomes(truth.request[keep], truth.item[keep], truth.grade[keep], truth.n)
-
-
 def slices(shop: ShopData, a: Asked) -> dict[str, Outcomes]:
-    """What is relevant in each slice."""
-    past, n_items = shop.log.before(a.cut), np.int64(len(shop.items))
-    first = np.full(n_items, np.iinfo(np.int64).max)
-    np.minimum.at(first, past.item, past.ts)
+    """What is relevant in each slice; the first four are those of every cut, the rest is for all cuts together."""
+    n_items = np.int64(len(shop.items))
     touched = np.repeat(np.arange(len(a.user)), a.past.lengths) * n_items + a.past.item
     new = ~np.isin(a.truth.request * n_items + a.truth.item, touched)
-    cold = (first[a.truth.item] < a.cut) & (first[a.truth.item] >= a.cut - 7 * DAY)
-    return {"all": a.truth, "never touched before": part(a.truth, new), "cold items": part(a.truth, cold),
-            "short histories": part(a.truth, a.past.lengths[a.truth.request] <= 3)}
+    parts = by_length(a.truth, a.past.lengths) | by_age(a.truth, shop.log, a.cut) | by_popularity(a.truth, shop.log, a.cut)
+    return {"all": a.truth, "never touched before": part(a.truth, new)} | {n: parts[n] for n in sorted(parts, key=lambda n: n not in OF_EVERY_CUT)}
 
 
-def ours(shop: ShopData, a: Asked, days: float, settings: Settings) -> np.ndarray:
+def ours(shop: ShopData, a: Asked, days: float, settings: Settings, quick: bool = False) -> np.ndarray:
     """The product's lists: trained on cutoffs before the cut, asked at it."""
     known = ShopData(shop.log.where(shop.log.ts < a.cut), shop.catalog, shop.users, shop.items)
-    laid = cutoffs_before(known, moment(a.cut), days, settings)
+    laid = cutoffs_before(known, moment(a.cut), days, settings, **({"most": 2} if quick else {}))
     bundle = make_bundle(known, a.cut, {"for_you": train_ranker(known, laid, settings)}, settings, {})
     h = histories(known.log, a.user, np.full(len(a.user), a.cut), bundle.max_history, bundle.moment.known)
     return rank(bundle.moment, bundle.ranker, bundle.reranker, h, 20).items
@@ -158,32 +153,33 @@ def against(first: tuple[float, np.ndarray], other: tuple[float, np.ndarray]) ->
     return out
 
 
-def tuned(shop: ShopData, cut: int, days: float, quick: bool) -> dict[str, tuple[dict, bool]]:
+def tuned(shop: ShopData, cut: int, days: float, quick: bool, python: Path | None) -> dict[str, tuple[dict, bool]]:
     """Each peer's parameters and filter switch, chosen on the validation cut."""
     a = asked_at(shop, cut, days)
     judge = lambda lists: float(ndcg(hits(lists[:, :10], a.truth), wanted(a.truth)).mean())
     out = {}
-    for name in PEERS:
-        if absent(name): continue
-        parameters, new, value = tune(name, shop.log.before(cut), cut, a.user, judge, quick=quick)
+    for name in [*PEERS, *(LIBRARY if python else ())]:
+        parameters, new, value = tune(name, shop.log.before(cut), cut, a.user, judge, quick=quick, python=python)
         print(f"{name}: {parameters}{', without what they touched' if new else ''}; NDCG@10 {value:.4f} on validation, {moment(cut):%Y-%m-%d}")
         out[name] = parameters, new
     return out
 
 
-def run(shop: ShopData, cuts: list[int], days: float, settings: Settings, quick: bool = False) -> list[dict]:
+def run(shop: ShopData, cuts: list[int], days: float, settings: Settings, quick: bool = False, python: Path | None = None) -> list[dict]:
     """All rows: per cut and slice, and all cuts together."""
-    peers = tuned(shop, min(cuts) - round(days * DAY), days, quick)
+    peers = tuned(shop, min(cuts) - round(days * DAY), days, quick, python)
     rows, together = [], []
     for cut in cuts:
         a, name = asked_at(shop, cut, days), f"{moment(cut):%Y-%m-%d}"
-        lists = {"reco": ours(shop, a, days, settings)}
-        for peer, (parameters, new) in peers.items(): lists[peer] = PEERS[peer](shop.log.before(cut), cut, **parameters)(a.user, 20, new)
+        lists = {"reco": ours(shop, a, days, settings, quick)}
+        for peer, (parameters, new) in peers.items():
+            [lists[peer]] = [x for _, left_out, x in lists_of(peer, shop.log.before(cut), cut, [parameters], a.user, 20, python) if left_out == new]
         parts = slices(shop, a)
-        for which, truth in parts.items(): rows += judged(lists, truth, a.user, a.known, f"{name} {which}", which == "all")
+        for which, truth in parts.items():
+            if len(cuts) == 1 or which in OF_EVERY_CUT: rows += judged(lists, truth, a.user, a.known, f"{name} {which}", which == "all")
         together.append((a, lists, parts))
     if len(cuts) > 1: rows += pooled(together)
-    return rows + [{"system": p, "case": f"not measured: {absent(p)} is not installed here", "metrics": {}} for p in PEERS if absent(p)]
+    return rows + [{"system": p, "case": "not measured: no --peers-python given", "metrics": {}} for p in LIBRARY if p not in peers]
 
 
 def pooled(together: list[tuple[Asked, dict, dict]]) -> list[dict]:
@@ -200,7 +196,13 @@ def pooled(together: list[tuple[Asked, dict, dict]]) -> list[dict]:
     return rows
 
 
-def main() -> None:
+def version_of(python: Path) -> str:
+    """irspack's version in another environment."""
+    ask = [python, "-c", "from importlib.metadata import version; print(version('irspack'))"]
+    return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main(argv: list[str] | None = None) -> None:
     """Read, tune the peers, train, judge."""
     parser = arguments(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -208,16 +210,20 @@ def main() -> None:
     parser.add_argument("--cuts", "--cut", nargs="+", default=["2015-08-15", "2015-08-25", "2015-09-05"], help="days, UTC")
     parser.add_argument("--days", type=float, default=14, help="length of the window")
     parser.add_argument("--test-looks", type=int, default=1, help="how often these windows have been looked at, this time included")
-    args, settings = parser.parse_args(), load_settings()
+    parser.add_argument("--peers-python", type=Path, help="Python of an environment with benchmarks/requirements-peers.txt, for irspack's models")
+    args, settings = parser.parse_args(argv), load_settings()
     warnings.filterwarnings("ignore", category=UserWarning)  # the peers' own, about matrix formats
     if args.quick:
         end = datetime(2026, 5, 1, tzinfo=UTC)
         sim = simulate(500, 200, 10_000, days=90, end=end, seed=7)
         shop, cuts = index_shop(sim.interactions, sim.catalog), [epoch_ms(end - timedelta(days=d)) for d in (20, 14)]
+        settings = quickly(settings)
     elif args.events:
         shop, cuts = read_events(args.events), sorted(epoch_ms(datetime.fromisoformat(c).replace(tzinfo=UTC)) for c in args.cuts)
     else: return print("q2_purchases: nothing measured; it needs --events with a file in the format of RetailRocket's events.csv")
-    write("q2_purchases", run(shop, cuts, args.days, settings, args.quick), args.results, args.test_looks)
+    rows = run(shop, cuts, args.days, settings, args.quick, args.peers_python)
+    others = {"irspack": version_of(args.peers_python)} if args.peers_python else {}
+    write("q2_purchases", rows, args.results, args.test_looks, argv, others)
     if not args.quick: render()
 
 

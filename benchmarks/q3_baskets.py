@@ -14,9 +14,9 @@ recommended. Lists that come out short are filled with the best sellers of the l
 Peers: the sum over the rest of the basket of how often each pair met (count), of its lift, of its cosine; implicit's BM25Recommender,
 asked with the rest of the basket. Their parameters (least meetings, neighbours, K1, B) are tuned by Recall@10 on the 30 days before the cut.
 Ours: the product's sources and features in front of a basket, and a LambdaMART trained on the baskets of windows before the cut, each with
-sources fitted before it; the last window stops the training. Where the ranker is not clearly ahead of the co-purchase
-source's own order there (by two standard errors; mostly too few baskets to learn from), the source answers. Intervals are 95%, by bootstrap over baskets; `reco / this` is the
-ratio of Recall@10 on the same draws.
+sources fitted before it; the last window stops the training and decides, as in the product (`reco.ranking.orders`), whether the ranker
+answers or the sources in their own order. Intervals are 95%, by bootstrap over baskets; `reco / this` is the ratio of Recall@10 on the
+same draws.
 """
 
 import argparse
@@ -43,14 +43,13 @@ from reco.data.simulator import simulate
 from reco.data.sources import FILES, read_source
 from reco.evaluation.metrics import hits, reciprocal_rank
 from reco.moment import Moment, fit_moment, gap_ms
-from reco.ranking.examples import Examples
-from reco.ranking.lambdamart import Ranker, fit_ranker
+from reco.ranking.lambdamart import Ranker
+from reco.ranking.orders import Order, fit_if_ahead, proposers
 from reco.ranking.surfaces import Questions, bought_together, context_rows, surface_examples
 from reco.settings import Settings, load_settings
 
 K, DAY, DRAWS, CHUNK = 10, 86_400_000, 1_000, 2_000
 SURFACE = "bought_together"
-FEWEST = 100  # lists without which no ranker is believed: a standard error is then about .04
 NAMES = {"retailrocket": "events", "files": "interactions", "simulator": "interactions"}  # source → stem that its reader looks for
 
 
@@ -179,31 +178,22 @@ def by_source(q: Questions, moment: Moment) -> np.ndarray:
     return np.concatenate([moment.sources["copurchase"].retrieve(q.part(a, a + CHUNK).context, K).items for a in range(0, len(q), CHUNK)])
 
 
-def ranked(q: Questions, log: EventLog, moment: Moment, ranker: Ranker, max_history: int) -> np.ndarray:
+def ranked(q: Questions, log: EventLog, moment: Moment, ranker: Ranker | None, order: Order, max_history: int) -> np.ndarray:
     """The product's lists, in chunks that fit in memory."""
     out = np.full((len(q), K), -1, np.int32)
     for a in range(0, len(q), CHUNK):
         some = q.part(a, a + CHUNK)
         h = histories(log, some.user, some.asof, max_history, moment.known)
         c, rows, _ = context_rows(moment, h, some.context, SURFACE)
-        margin = ranker.margin(rows)
-        order = np.lexsort((c.item, -margin, c.request))
-        place = np.arange(len(order)) - c.indptr[c.request[order]]
-        top = order[place < K]
+        best = np.lexsort((c.item, -(ranker.margin(rows) if ranker else order.log_odds(c)), c.request))
+        place = np.arange(len(best)) - c.indptr[c.request[best]]
+        top = best[place < K]
         out[a + c.request[top], place[place < K]] = c.item[top]
     return out
 
 
-def gains(order: np.ndarray, examples: Examples) -> np.ndarray:
-    """NDCG@10 of each list when it is ordered by a value, lowest first; each list has one item that counts."""
-    group = np.repeat(np.arange(len(examples.sizes)), examples.sizes)
-    at = np.lexsort((order, group))
-    place = (np.arange(len(at)) - np.repeat(np.cumsum(examples.sizes) - examples.sizes, examples.sizes))[examples.label[at] > 0]
-    return np.where(place < K, 1 / np.log2(place + 2), 0)
-
-
-def train(shop: ShopData, cut: int, settings: Settings) -> Ranker | None:
-    """LambdaMART on the baskets of the windows before the cut; None where the last window says that the source's own order is better."""
+def train(shop: ShopData, cut: int, settings: Settings) -> tuple[Ranker | None, Order]:
+    """LambdaMART on the baskets of the windows before the cut, where the last window says that it is ahead, and the sources' own order."""
     t, parts = settings.train, []
     window = round(t.horizon_days * DAY)
     for i in range(1, t.cutoffs + 1):
@@ -213,16 +203,13 @@ def train(shop: ShopData, cut: int, settings: Settings) -> Ranker | None:
         q = bought_together(shop.log, start, start + window, moment.gap_ms, at_most=t.max_requests, seed=settings.project.seed)
         parts.append(surface_examples(shop.log, moment, q, SURFACE, t.max_history))
     parts = [p for p in parts if len(p.sizes)]
-    if len(parts) < 2: return None
+    if len(parts) < 2: return None, Order()
     validation, first, *more = parts
     for part in more: first = first + part
-    ranker = fit_ranker(first, validation, settings.ranking, settings.project.seed)
-    alone = np.nan_to_num(validation.rows[:, validation.features.index("copurchase_rank")], nan=np.inf)
-    by_ranker, by_order = gains(-ranker.margin(validation.rows), validation), gains(alone, validation)
-    ahead, error = (by_ranker - by_order).mean(), (by_ranker - by_order).std() / np.sqrt(len(by_order))
-    print(f"validation, {len(by_order)} lists (learnt from {len(first.sizes)}): NDCG@10 {by_ranker.mean():.4f} by the ranker, "
-          f"{by_order.mean():.4f} in the source's order, difference {ahead:.4f} ± {error:.4f}")
-    return ranker if len(by_order) >= FEWEST and ahead > 2 * error else None
+    quotas = {name: q.quota for name, q in settings.candidates.items() if q.quota}
+    ranker, choice = fit_if_ahead(first, validation, proposers(quotas, SURFACE), settings.ranking, settings.project.seed)
+    print(f"{len(first.sizes)} training lists: {choice}")
+    return ranker, choice.order
 
 
 # The table
@@ -289,9 +276,8 @@ def compare(shop: ShopData, cut: int, until: int, settings: Settings, quick: boo
     q = bought_together(shop.log, cut, until, gap, per_basket=None)
     if not len(q): sys.exit(f"q3_baskets: no basket of two items from {np.datetime64(cut, 'ms')} on")
     known = ShopData(shop.log.where(shop.log.ts < cut), shop.catalog, shop.users, shop.items)
-    ranker, moment, popular = train(known, cut, settings), fit_moment(known, cut, settings), best_sellers(known.log, cut)
-    alone = by_source(q, moment)
-    lists = {"reco": alone if ranker is None else ranked(q, known.log, moment, ranker, settings.train.max_history), "reco, co-purchase alone": alone}
+    learned, moment, popular = train(known, cut, settings), fit_moment(known, cut, settings), best_sellers(known.log, cut)
+    lists = {"reco": ranked(q, known.log, moment, *learned, settings.train.max_history), "reco, co-purchase alone": by_source(q, moment)}
     b = baskets(known.log.before(cut), gap)
     for name, (make, grid) in PEERS.items():
         parameters = tuned(make, grid[:1] if quick else grid, known, cut, gap)
@@ -311,7 +297,7 @@ def moment_of(text: str) -> int:
     return epoch_ms(parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Read, train, judge."""
     parser = arguments(__doc__.partition("\n\n")[0])
     parser.add_argument("--events", type=Path, help="file of purchases; without it nothing is measured")
@@ -319,7 +305,7 @@ def main() -> None:
     parser.add_argument("--cut", type=moment_of, help="baskets from here on are the test; default: 39 days before the end")
     parser.add_argument("--until", type=moment_of, help="and before here; default: the end")
     parser.add_argument("--test-looks", type=int, default=1, help="how often this test part has been looked at, this time included")
-    args, settings = parser.parse_args(), load_settings()
+    args, settings = parser.parse_args(argv), load_settings()
     if args.quick:
         sim = simulate(1_000, 120, 40_000, days=90, end=datetime(2026, 5, 1, tzinfo=UTC), seed=7)
         shop = index_shop(sim.interactions, sim.catalog)
@@ -327,7 +313,7 @@ def main() -> None:
     else: return print("q3_baskets: nothing measured; it needs --events with a file of purchases, and --source for its format")
     end = int(shop.log.ts.max()) + 1
     cut, until = args.cut or end - 39 * DAY, args.until or end
-    write("q3_baskets", compare(shop, cut, until, settings, args.quick), args.results, args.test_looks)
+    write("q3_baskets", compare(shop, cut, until, settings, args.quick), args.results, args.test_looks, argv)
     if not args.quick: render()
 
 

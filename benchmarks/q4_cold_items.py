@@ -218,7 +218,7 @@ def learnt(replays: list[Fitted]) -> Callable[[Fitted], Scorer]:
     return scorer
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Read, replay, judge."""
     parser = arguments(__doc__)
     parser.add_argument("--events", type=Path, help="file in Online Retail's format (.csv, .csv.gz, .xlsx); without it nothing is measured")
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--customers", type=int, default=2_000, help="customers per cut, at most")
     parser.add_argument("--encoder", action="append", help="tfidf or a sentence-transformers model; may be given more than once")
     parser.add_argument("--test-looks", type=int, default=1, help="how often this window has been looked at, this time included")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.quick: sales, args.replays, args.customers = simulated_sales(), 2, 60
     elif args.events: sales = sales_of(args.events)
     else: return print("q4_cold_items: nothing measured; it needs --events with a file in Online Retail's format")
@@ -248,7 +248,7 @@ def main() -> None:
         values[f"reco{name}"] = judged(cut, learnt([fitted(r, encoder) for r in replays if len(r.h)])(f))
     case = f"{args.cut}, {int(cut.cold.sum())} cold of {len(cut.cold)} items"
     rows = [{"system": n, "case": case, "metrics": summary(v, values["TF-IDF neighbours (mean)"])} for n, v in values.items()]
-    write("q4_cold_items", rows, args.results, args.test_looks)
+    write("q4_cold_items", rows, args.results, args.test_looks, argv)
     if not args.quick and not args.until: render()
 
 
