@@ -89,14 +89,15 @@ def boosted(
 def better(
     settings:Ranking,
     challengers:list[dict],              # what to change in the settings
-    value:Callable[[Ranking], float],    # of settings, higher is better
-    margin:float=.01,                    # share by which a challenger has to be ahead
+    values:Callable[[Ranking], np.ndarray], # of settings: float64, one per list, of the same lists each time; higher is better
 )->Ranking:
-    "The settings, or the best challenger's."
-    champion, at_least = settings, value(settings)*(1 + margin)
+    "The settings, or those of the challenger that is furthest ahead of them beyond chance."
+    champion, ahead, own = settings, 0., values(settings)
     for change in challengers:
         tried = settings.model_copy(update=change)
-        if (v := value(tried)) > at_least: champion, at_least = tried, v
+        gain = values(tried) - own
+        chance = 2*gain.std(ddof=1)/np.sqrt(len(gain)) if len(gain) > 1 else np.inf
+        if gain.mean() > max(chance, ahead): champion, ahead = tried, gain.mean()
     return champion
 
 # %% ../../nbs/41a_ranking.choosing.ipynb #0128981b
@@ -105,21 +106,21 @@ def choose(
     validation:Examples,
     settings:Ranking,
     seed:int,
-    lists:int=300,        # of each part that are tried on, at most: the fits on all lists are to remain the larger cost
+    lists:int=4_000,      # of each part that are tried on, at most: the fits on all lists are to remain the larger cost
 )->Ranking:
     "The settings that order the validation lists best, among a few."
     train, validation = sampled(train, lists, seed), sampled(validation, lists, seed)
     hit, data = wanted_rows(validation), binned(train)
     check = binned(validation, data)
 
-    def value(tried:Ranking)->float:
-        "What a short training with these settings is worth."
+    def values(tried:Ranking)->np.ndarray:
+        "What a short training with these settings is worth, list by list."
         booster = boosted(data, check, tried.model_copy(update={"trees": min(tried.trees, 60)}), seed)
-        return list_ndcg(booster.predict(validation.rows, num_threads=1), hit, validation.sizes)
+        return ndcg_of_lists(booster.predict(validation.rows, num_threads=1), hit, validation.sizes)
 
-    settings = better(settings, [{"leaves": 8}], value)
+    settings = better(settings, [{"leaves": 8}], values)
     return better(settings, [{"gain_view": 1, "gain_addtocart": 1, "gain_transaction": 1},
-                             {"gain_transaction": 4*settings.gain_transaction}], value)
+                             {"gain_transaction": 4*settings.gain_transaction}], values)
 
 # %% ../../nbs/41a_ranking.choosing.ipynb #9c3d590e
 def fit_honest(
