@@ -1,4 +1,4 @@
-"""The endpoint: the HTTP contract (FastAPI), the replica that answers it, and `python -m app.serve` (Ray Serve)."""
+"""The endpoint: the replica behind the HTTP contract, and `python -m app.serve` (Ray Serve)."""
 import contextlib
 import io
 import logging
@@ -8,125 +8,22 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Query, Request, Response
-from fastapi import Path as PathParam
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
-from pydantic_core import to_json
-from starlette.convertors import Convertor, register_url_convertor
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI
 
-import reco
+from app.contract import create_app
+from app.keys import Keys, KeysError, keys_for
 from app.ports import free_port, port_free, reach
 from reco.bundle import BundleError, ModelBundle, latest_bundle, load_bundle, verify
 from reco.features.store import OnlineStore, StoreError, open_store, wait_until_ready
 from reco.pipeline import RecommendationRequest, RecommendationResponse, recommend
+from reco.redis_server import asking
+from reco.reranking.rulebook import SURFACES
 from reco.settings import Settings, SettingsError, find_settings, load_settings
 
 if TYPE_CHECKING:
     from ray.serve import Application
-
-log = logging.getLogger("reco.serve")
-MAX_K, MAX_ID = 100, 512 # items in one answer; characters of an id (longer ones are a caller's mistake)
-
-# ---- the contract -------------------------------------------------------------------------------------------------
-
-class Recommendation(BaseModel):
-    "One recommended item."
-    item_id: str = Field(description="the shop's own id of the item", examples=["product_45"])
-    score: float = Field(ge=0, le=1, description="the chance that the shopper touches the item within the horizon", examples=[0.98])
-
-class Recommendations(BaseModel):
-    "The answer for one shopper, best first."
-    user_id: str = Field(description="as it was asked for")
-    recommendations: list[Recommendation] = Field(description="best first, no item twice")
-
-class Health(BaseModel):
-    "The endpoint is alive and has a bundle."
-    status: str = Field(examples=["ok"])
-    bundle_id: str = Field(description="the model bundle that answers", examples=["2026-11-01T000000Z-1a2b3c4d"])
-
-class Problem(BaseModel):
-    "What was wrong with a request (RFC 9457, application/problem+json)."
-    title: str = Field(examples=["Unprocessable Content"])
-    status: int = Field(examples=[422])
-    detail: str = Field(description="the reason, for a person to read",
-                        examples=["k must be a whole number from 1 to 100, not '101'"])
-
-EXAMPLE = {"user_id": "user_123", "recommendations": [{"item_id": "product_45", "score": 0.98},
-                                                      {"item_id": "product_7", "score": 0.71}]}
-PROBLEM = "application/problem+json"
-# what a bad value of each parameter is told; FastAPI's own words speak of pydantic's types
-ALLOWED = {"k": f"a whole number from 1 to {MAX_K}", "user_id": f"1 to {MAX_ID} characters"}
-
-def _problem_docs(reason: str) -> dict: # one entry of a route's `responses`
-    return {"description": reason, "content": {PROBLEM: {"schema": Problem.model_json_schema()}}}
-
-def _problem(status: int, title: str, detail: str) -> Response: # an error answer
-    return Response(to_json(Problem(title=title, status=status, detail=detail)), status, media_type=PROBLEM)
-
-async def _invalid(_: Request, error: RequestValidationError) -> Response: # 422 that says what is allowed
-    "One sentence for each parameter that is wrong."
-    found = {str(e["loc"][-1]): e for e in error.errors()}
-    words = [f"{name} must be {ALLOWED.get(name, e['msg'])}, not {str(e.get('input'))[:40]!r}" for name,e in found.items()]
-    return _problem(422, "Unprocessable Content", "; ".join(words))
-
-async def _http(_: Request, error: HTTPException) -> Response: # 404, 405 and the like
-    text = {404: "there is nothing here; /docs lists what there is"}.get(error.status_code, str(error.detail))
-    answer = _problem(error.status_code, str(error.detail), text)
-    answer.headers.update(error.headers or {})
-    return answer
-
-async def _crash(request: Request, error: Exception) -> Response: # 500: a defect of ours; the log has the traceback
-    log.error("%s %r failed", request.method, request.url.path, exc_info=error)
-    return _problem(500, "Internal Server Error", "the endpoint failed; its log has the reason")
-
-class _AnyText(Convertor[str]):
-    "The rest of a path, whatever it holds: Starlette's own `path` stops at a line break."
-    regex = r"[\s\S]*"
-    def convert(self, value: str) -> str: return value
-    def to_string(self, value: str) -> str: return value
-
-register_url_convertor("text", _AnyText())
-
-class Recommender(Protocol):
-    "What the contract needs behind it."
-    bundle_id: str
-    def recommend(self, user_id: str, k: int) -> RecommendationResponse: ...
-
-def create_app(
-    recommender: Recommender, # answers requests; read anew for each, so that it may swap its bundle
-) -> FastAPI:                 # the whole HTTP contract
-    "The FastAPI app, without Ray: Ray Serve runs it in production, a test client in tests."
-    app = FastAPI(title="reco", version=reco.__version__, redirect_slashes=False, description=
-                  "Recommendations for a shop. Every shopper gets an answer: an unknown one gets what is popular.")
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _crash)
-
-    # `async` and on purpose without awaiting: a request is a few ms of computing under the interpreter's lock, a
-    # thread per request would only add hand-overs. The answer is written directly: a response model would check each
-    # item again; `response_model` stays as the documentation, and tests hold the answers to it.
-    @app.get("/recommendations/v1/{user_id:text}", response_model=Recommendations, tags=["recommendations"],
-             summary="Items for one shopper, best first", operation_id="recommendations",
-             responses={200: {"description": "best first", "content": {"application/json": {"example": EXAMPLE}}},
-                        422: _problem_docs("k or user_id is out of range; the detail says what is allowed")})
-    async def recommendations(
-        user_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, examples=["user_123"],
-                                          description="the shop's own id of the shopper, known or not; percent-encoded")],
-        k: Annotated[int, Query(ge=1, le=MAX_K, description="how many items at most")] = 5,
-    ) -> Response:
-        items = recommender.recommend(user_id, k).items
-        return Response(to_json({"user_id": user_id, "recommendations": [
-            {"item_id": x.item_id, "score": x.score} for x in items]}), media_type="application/json")
-
-    @app.get("/health", response_model=Health, tags=["operations"], summary="Is it alive, and with which bundle")
-    async def health() -> Response:
-        return Response(to_json({"status": "ok", "bundle_id": recommender.bundle_id}), media_type="application/json")
-
-    return app
 
 # ---- the replica --------------------------------------------------------------------------------------------------
 
@@ -136,6 +33,7 @@ class Replica:
     "Holds one bundle and a connection to the online store; Ray Serve makes `replicas` of them."
     bundle: ModelBundle|None = None # until the first `reconfigure`
     store: OnlineStore|None = None
+    keys: Keys = Keys(())           # of the settings, which say that somebody must have one
 
     def __serve_build_asgi_app__(self) -> FastAPI: # called by Ray Serve once per replica
         return create_app(self)
@@ -146,16 +44,39 @@ class Replica:
         "Take a bundle into service; raises `BundleError`, and then the one before stays. Ray Serve calls it for each new config."
         bundle = load_bundle(Path(config["bundle"]))
         if self.store is None: # from settings and environment, as the driver: an address with a password is in no config of Ray's
-            self.store = open_store(load_settings(), timeout_s=STORE_S)
-        for user_id in (None, someone(self.store)): # what compiles, loads or fails does so before the first shopper
-            recommend(RecommendationRequest(user_id=user_id, k=1), bundle, self.store)
+            settings = load_settings()
+            self.store, self.keys = open_store(settings, timeout_s=STORE_S), keys_for(settings)
+        for trial in trials(bundle, someone(self.store)): recommend(trial, bundle, self.store)
         self.bundle = bundle
 
     @property
     def bundle_id(self) -> str: return self.bundle.manifest["id"]
 
-    def recommend(self, user_id: str, k: int) -> RecommendationResponse:
-        return recommend(RecommendationRequest(user_id=user_id, k=k), self.bundle, self.store)
+    @property
+    def about(self) -> dict: return self.bundle.manifest
+
+    def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
+        return recommend(request, self.bundle, self.store)
+
+    def store_answers(self) -> bool: # asked as a request would: not at all for a while after it was down
+        if self.store is None: return False
+        try: return bool(self.store.breaker.ask(lambda: ping(self.store)))
+        except StoreError: return False
+
+def trials(
+    bundle: ModelBundle,
+    user_id: str|None, # a shopper with a past; None when nobody has one
+) -> list[RecommendationRequest]:
+    "One request of each kind: what compiles, loads or fails does so before the first shopper."
+    page = [bundle.ids.external(bundle.moment.known.nonzero()[0][:1])[0]]
+    return [RecommendationRequest(None, 1), RecommendationRequest(user_id, 1),
+            *(RecommendationRequest(user_id, 1, surface=s, context_items=page) for s in SURFACES if s != "for_you")]
+
+def ping(
+    store: OnlineStore,
+) -> bool: # raises `StoreError`
+    "Whether it answers."
+    with asking("ping"): return store.client.ping()
 
 def someone(
     store: OnlineStore,
@@ -272,6 +193,7 @@ def main() -> int: # exit code
         if found := find_settings(): os.environ["RECO_SETTINGS"] = str(found.absolute()) # for the replicas, wherever they stand
         bundle = latest_bundle(settings.path(settings.bundles.root)).absolute()
         verify(bundle) # a replica checks it too, but half a minute later and inside a traceback of Ray's
+        keys_for(settings)
         host, port = settings.serving.host, settings.serving.port
         print(f"{bundle.name} on {host}:{port}: starting Ray Serve (half a minute on 2 cores)", flush=True)
         store = look_at_store(settings)
@@ -279,7 +201,7 @@ def main() -> int: # exit code
         signal.signal(signal.SIGTERM, _interrupt) # ray.init put its own there
         print(f"ready after {time.monotonic() - began:.0f} s: {reach(host, port)}/docs", flush=True)
         while True: signal.pause()
-    except (SettingsError, BundleError, StoreError, StartError) as e:
+    except (SettingsError, BundleError, StoreError, StartError, KeysError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit):

@@ -246,6 +246,9 @@ class Serving(Section):
     host: str = Field("127.0.0.1", min_length=1, description="address that the endpoint binds")
     port: int = Field(8000, ge=1, le=65535, description="port of the endpoint")
     replicas: int = Field(1, ge=1, description="replicas of the endpoint")
+    client_keys: SecretStr = Field(SECRET, description="keys that may ask for recommendations and send events, with blanks between")
+    admin_keys: SecretStr = Field(SECRET, description="keys that may also explain, look at the bundle and erase")
+    keys_file: str = Field("", description="file with a role (client or admin) and a key per line, beside those")
 
 class App(Section):
     port: int = Field(8501, ge=1, le=65535, description="port of the Streamlit app")

@@ -12,7 +12,9 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from app.serve import MAX_ID, Replica, create_app
+from app.contract import MAX_ID, create_app
+from app.keys import Keys
+from app.serve import Replica
 from reco.bundle import BundleError, ModelBundle, latest_bundle
 from reco.features.store import OnlineStore, open_store
 from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem, recommend
@@ -98,7 +100,8 @@ def test_health_names_the_bundle(http, bundle):
 def test_a_defect_is_a_500_that_tells_nothing(caplog):
     class Broken:
         bundle_id = "b"
-        def recommend(self, user_id: str, k: int) -> RecommendationResponse: raise RuntimeError("secret")
+        keys = Keys(())
+        def recommend(self, request: RecommendationRequest) -> RecommendationResponse: raise RuntimeError("secret")
     answer = TestClient(create_app(Broken()), raise_server_exceptions=False).get("/recommendations/v1/u")
     assert answer.status_code == 500 and "secret" not in answer.text and answer.json()["detail"]
     assert "secret" in caplog.text
@@ -106,7 +109,8 @@ def test_a_defect_is_a_500_that_tells_nothing(caplog):
 def test_the_contract_describes_itself(http):
     api = http.get("/openapi.json").json()
     get = api["paths"]["/recommendations/v1/{user_id}"]["get"]
-    user_id, k = get["parameters"]
+    user_id, k, surface, context_item, wanted = get["parameters"]
+    assert [p["name"] for p in (surface, context_item, wanted)] == ["surface", "context_item", "filter"]
     assert (user_id["in"], user_id["required"], k["schema"]["minimum"], k["schema"]["maximum"], k["schema"]["default"]) == ("path", True, 1, 100, 5)
     assert get["responses"]["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Recommendations"}
     assert list(get["responses"]["422"]["content"]) == ["application/problem+json"]
@@ -168,8 +172,8 @@ def test_the_first_shopper_waits_for_nothing(bundle_root, store_root, monkeypatc
 
 def test_more_digits_than_json_needs_are_not_lost():
     class Fixed:
-        bundle_id = "b"
-        def recommend(self, user_id: str, k: int) -> RecommendationResponse:
+        bundle_id, keys = "b", Keys(())
+        def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
             return RecommendationResponse([ScoredItem("i", 1/3, "popularity")], "b", False)
     answer = TestClient(create_app(Fixed())).get("/recommendations/v1/u").json()
     assert answer["recommendations"] == [{"item_id": "i", "score": 1/3}]

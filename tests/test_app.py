@@ -16,8 +16,9 @@ from streamlit.testing.v1 import AppTest
 
 from app.app_pages.shopper import card
 from app.client import Client, EndpointDown, EndpointError, RequestRefused
+from app.contract import create_app
 from app.ports import free_port, port_free
-from app.serve import Replica, create_app
+from app.serve import Replica
 from reco.bundle import ModelBundle
 from reco.data.lake import Lake
 from reco.features.store import OnlineStore

@@ -1,0 +1,324 @@
+"""The HTTP contract: routes, bodies, errors and who may ask what. FastAPI alone; what answers stands behind `Service`."""
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal, Protocol
+from urllib.parse import unquote_plus
+
+from fastapi import Depends, FastAPI, Query, Request, Response, Security
+from fastapi import Path as PathParam
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import APIKeyHeader
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+
+import reco
+from app.keys import Keys
+from reco.pipeline import RecommendationRequest, RecommendationResponse, UserEvent
+
+log = logging.getLogger("reco.serve")
+MAX_K, MAX_ID = 100, 512       # items in one answer; characters of an id (longer ones are a caller's mistake)
+MAX_BASKET, MAX_BATCH = 200, 100 # items in front of which a list may be asked for; requests of one batch
+MAX_EVENTS, MAX_FILTER = 1_000, 1_000 # events of one request; characters of a filter
+
+# ---- bodies -------------------------------------------------------------------------------------------------------
+
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+Surface = Literal["for_you", "similar", "bought_together"]
+
+class Recommendation(BaseModel):
+    "One recommended item."
+    item_id: str = Field(description="the shop's own id of the item", examples=["product_45"])
+    score: float = Field(ge=0, le=1, description="the chance that the shopper touches the item within the horizon", examples=[0.98])
+
+class Recommendations(BaseModel):
+    "The answer for one shopper, best first."
+    user_id: str = Field(description="as it was asked for")
+    recommendations: list[Recommendation] = Field(description="best first, no item twice")
+
+class SimilarItems(BaseModel):
+    "What resembles an item, best first."
+    item_id: str = Field(description="as it was asked for")
+    recommendations: list[Recommendation] = Field(description="best first, no item twice, never the item itself")
+
+class BoughtTogether(BaseModel):
+    "What goes with a basket, best first."
+    items: list[str] = Field(description="as they were asked for")
+    recommendations: list[Recommendation] = Field(description="best first, no item twice, nothing of the basket")
+
+class ForSession(BaseModel):
+    "The answer for an anonymous visit, best first."
+    recommendations: list[Recommendation] = Field(description="best first, no item twice")
+
+class SessionEvent(BaseModel):
+    "Something that just happened in the visit."
+    model_config = ConfigDict(extra="forbid")
+    item_id: Id
+    event: Literal["click", "view", "addtocart", "transaction"]
+    ts: AwareDatetime|None = Field(None, description="with a time zone; without one the events are taken to have happened in this order, until now")
+
+class Ask(BaseModel):
+    "What to recommend."
+    model_config = ConfigDict(extra="forbid")
+    k: int = Field(5, ge=1, le=MAX_K, strict=True, description="how many items at most")
+    surface: Surface = Field("for_you", description="where in the shop")
+    context_items: list[Id] = Field([], max_length=MAX_BASKET, description="the item of the page, or what is in the cart; not for for_you")
+    filter: str = Field("", max_length=MAX_FILTER, description="which items may be shown: category:shoes,price<50", examples=["category:shoes,price<50"])
+
+class Session(Ask):
+    "An anonymous visit."
+    events: list[SessionEvent] = Field([], max_length=MAX_EVENTS, description="what just happened, oldest first")
+
+class BatchAsk(Ask):
+    "One request of a batch."
+    user_id: Id = Field(description="the shop's own id of the shopper, known or not")
+
+class Batch(BaseModel):
+    "Several requests at once."
+    model_config = ConfigDict(extra="forbid")
+    requests: list[BatchAsk] = Field(min_length=1, max_length=MAX_BATCH)
+
+class Answers(BaseModel):
+    "The answers of a batch, in the order of its requests."
+    answers: list[Recommendations]
+
+class Health(BaseModel):
+    "The endpoint is alive and has a bundle."
+    status: str = Field(examples=["ok"])
+    bundle_id: str = Field(description="the model bundle that answers", examples=["2026-11-01T000000Z-1a2b3c4d"])
+
+class Ready(BaseModel):
+    "Whether requests can be answered, and with what."
+    status: Literal["ready", "degraded"] = Field(description="degraded: answered, but without the online store")
+    bundle_id: str
+    store: Literal["ok", "down"] = Field(description="the online store")
+
+class Problem(BaseModel):
+    "What was wrong with a request (RFC 9457, application/problem+json)."
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str = Field(description="the reason, for a person to read",
+                        examples=["k must be a whole number from 1 to 100, not '101'"])
+
+EXAMPLE = {"user_id": "user_123", "recommendations": [{"item_id": "product_45", "score": 0.98},
+                                                      {"item_id": "product_7", "score": 0.71}]}
+
+# ---- errors -------------------------------------------------------------------------------------------------------
+
+PROBLEM = "application/problem+json"
+# what a bad value of each parameter is told; FastAPI's own words speak of pydantic's types
+ALLOWED = {"k": f"a whole number from 1 to {MAX_K}", "user_id": f"1 to {MAX_ID} characters", "item_id": f"1 to {MAX_ID} characters",
+           "surface": "for_you, similar or bought_together", "context_item": f"at most {MAX_BASKET} ids of 1 to {MAX_ID} characters",
+           "filter": f"at most {MAX_FILTER} characters", "items": f"1 to {MAX_BASKET} ids with commas between, each of 1 to {MAX_ID} characters"}
+
+class Refused(Exception):
+    "An answer that is a problem."
+    def __init__(self, status: int, title: str, detail: str, headers: dict[str, str]|None = None):
+        super().__init__(detail)
+        self.status, self.title, self.detail, self.headers = status, title, detail, headers or {}
+
+def _problem_docs(reason: str) -> dict: # one entry of a route's `responses`
+    return {"description": reason, "content": {PROBLEM: {"schema": Problem.model_json_schema()}}}
+
+def _problem(status: int, title: str, detail: str, headers: dict[str, str]|None = None) -> Response: # an error answer
+    return Response(to_json(Problem(title=title, status=status, detail=detail)), status, headers, PROBLEM)
+
+def unprocessable(detail: str) -> Refused: return Refused(422, "Unprocessable Content", detail)
+
+async def _refused(_: Request, error: Refused) -> Response: return _problem(error.status, error.title, error.detail, error.headers)
+
+def _where(loc: tuple[int|str, ...]) -> str: # of pydantic: ("body", "requests", 3, "k") → requests[3].k
+    return "".join(f"[{x}]" if isinstance(x, int) else f".{x}" for x in loc[1:]).removeprefix(".") or "the body"
+
+async def _invalid(_: Request, error: RequestValidationError) -> Response: # 422 that says what is allowed
+    "One sentence for each parameter that is wrong, the first ten."
+    found = {_where(e["loc"]): e for e in error.errors()}
+    words = [f"{name} must be {ALLOWED.get(name) or e['msg']}, not {str(e.get('input'))[:40]!r}" for name, e in list(found.items())[:10]]
+    return _problem(422, "Unprocessable Content", "; ".join(words))
+
+async def _http(_: Request, error: HTTPException) -> Response: # 404, 405 and the like
+    text = {404: "there is nothing here; /docs lists what there is"}.get(error.status_code, str(error.detail))
+    return _problem(error.status_code, str(error.detail), text, dict(error.headers or {}))
+
+async def _crash(request: Request, error: Exception) -> Response: # 500: a defect of ours; the log has the traceback
+    log.error("%s %r failed", request.method, request.url.path, exc_info=error)
+    return _problem(500, "Internal Server Error", "the endpoint failed; its log has the reason")
+
+# ---- reading requests -----------------------------------------------------------------------------------------------
+
+class _AnyText(Convertor[str]):
+    "The rest of a path, whatever it holds: Starlette's own `path` stops at a line break."
+    regex = r"[\s\S]*"
+    def convert(self, value: str) -> str: return value
+    def to_string(self, value: str) -> str: return value
+
+register_url_convertor("text", _AnyText())
+
+REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+def request_id(request: Request) -> str: # the caller's, if it is one, else a new one
+    "The name of this exposure: events that come of it carry it."
+    given = request.headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+def listed(
+    query: str,  # of the URL, as it was sent
+    name: str,   # of the parameter
+) -> list[str]:  # ids in their order; raises `Refused`
+    "Ids with commas between. A comma within an id is sent as %2C, so the commas are looked for before that is read."
+    values = [v for part in query.split("&") for n, _, v in [part.partition("=")] if unquote_plus(n) == name]
+    ids = [unquote_plus(i) for v in values for i in v.split(",")]
+    if not 1 <= len(ids) <= MAX_BASKET or not all(1 <= len(i) <= MAX_ID for i in ids): raise unprocessable(f"{name} must be {ALLOWED[name]}")
+    return ids
+
+def happened(
+    events: list[SessionEvent],
+    now: datetime,
+) -> list[UserEvent]: # those without a time a millisecond after the one before, the last of them just now
+    "The events of a visit with their times."
+    return [UserEvent(e.item_id, e.event, e.ts or now - timedelta(milliseconds=len(events) - n)) for n, e in enumerate(events)]
+
+# ---- the app --------------------------------------------------------------------------------------------------------
+
+class Service(Protocol):
+    "What the contract needs behind it."
+    bundle_id: str
+    about: dict      # the bundle's manifest, for `/v1/bundle`
+    keys: Keys
+
+    def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
+        "Raises `ValueError` for a request that cannot be meant."
+
+    def store_answers(self) -> bool:
+        "Whether the online store can be reached."
+
+KEY = APIKeyHeader(name="X-API-Key", auto_error=False, description="a key of the role client or admin; not needed where no keys are set")
+
+def allowing(
+    service: Service,
+    roles: tuple[str, ...],
+) -> Callable[..., Awaitable[str]]:
+    "A dependency that lets only these roles pass, and says which one it was."
+    async def check(given: Annotated[str|None, Security(KEY)] = None) -> str:
+        if not service.keys: return "admin"
+        role = service.keys.role(given) if given else None
+        if role is None: raise Refused(401, "Unauthorized", "a valid key is needed in the header X-API-Key", {"WWW-Authenticate": "ApiKey"})
+        if role not in roles: raise Refused(403, "Forbidden", f"this needs a key of the role {' or '.join(roles)}")
+        return role
+    return check
+
+def create_app(
+    service: Service, # answers requests; read anew for each, so that it may swap its bundle
+) -> FastAPI:         # the whole HTTP contract
+    "The FastAPI app, without Ray: Ray Serve runs it in production, a test client in tests."
+    app = FastAPI(title="reco", version=reco.__version__, redirect_slashes=False, description=
+                  "Recommendations for a shop. Every shopper gets an answer: an unknown one gets what is popular.")
+    for error, handler in ((RequestValidationError, _invalid), (HTTPException, _http), (Refused, _refused), (Exception, _crash)):
+        app.add_exception_handler(error, handler)
+    _add_recommendations(app, service)
+    _add_operations(app, service)
+    return app
+
+def answered(
+    service: Service,
+    asked: RecommendationRequest,
+) -> tuple[list[dict], dict[str, str]]: # the items, and headers that say how the answer came about
+    "One answer; raises `Refused` for what cannot be meant."
+    try: found = service.recommend(asked)
+    except ValueError as e: raise unprocessable(str(e)) from None
+    headers = {"X-Bundle-ID": found.bundle_id} | ({"X-Request-ID": asked.request_id} if asked.request_id else {})
+    if found.fallback: headers["X-Fallback"] = "true"
+    if found.degraded: headers["X-Degraded"] = "store"
+    return [{"item_id": x.item_id, "score": x.score} for x in found.items], headers
+
+def _add_recommendations(app: FastAPI, service: Service) -> None:
+    "The routes that shoppers' pages ask."
+    # `async` and on purpose without awaiting: a request is a few ms of computing under the interpreter's lock, a
+    # thread per request would only add hand-overs. The answer is written directly: a response model would check each
+    # item again; `response_model` stays as the documentation, and tests hold the answers to it.
+    client = [Depends(allowing(service, ("client", "admin")))]
+    wrong = {401: _problem_docs("no valid key, where keys are set"), 422: _problem_docs("a parameter is out of range; the detail says what is allowed")}
+    found = lambda about, example=None: {200: {"description": about, "content": {"application/json": {"example": example} if example else {}}}}
+    K = Annotated[int, Query(ge=1, le=MAX_K, description="how many items at most")]
+    Wanted = Annotated[str, Query(max_length=MAX_FILTER, description="which items may be shown: category:shoes,price<50")]
+    Who = Annotated[str, Query(max_length=MAX_ID, description="the shopper, if known: the past counts too")]
+
+    def reply(request: Request, head: dict, asked: RecommendationRequest) -> Response:
+        items, headers = answered(service, asked)
+        return Response(to_json(head | {"recommendations": items}), headers=headers, media_type="application/json")
+
+    @app.get("/recommendations/v1/{user_id:text}", response_model=Recommendations, tags=["recommendations"], dependencies=client,
+             summary="Items for one shopper, best first", operation_id="recommendations",
+             responses=wrong | found("best first", EXAMPLE))
+    async def recommendations(
+        request: Request,
+        user_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, examples=["user_123"],
+                                          description="the shop's own id of the shopper, known or not; percent-encoded")],
+        k: K = 5,
+        surface: Annotated[Surface, Query(description="where in the shop")] = "for_you",
+        context_item: Annotated[Sequence[Id], Query(max_length=MAX_BASKET, description="the item of the page, or each item of the cart")] = (),
+        filter: Wanted = "",
+    ) -> Response:
+        return reply(request, {"user_id": user_id}, RecommendationRequest(user_id, k, None, (), surface, context_item, filter, request_id(request)))
+
+    @app.get("/similar/v1/{item_id:text}", response_model=SimilarItems, tags=["recommendations"], dependencies=client,
+             summary="Items like one item, best first", operation_id="similar", responses=wrong)
+    async def similar(
+        request: Request,
+        item_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, examples=["product_45"],
+                                          description="the item of the page, known or not; percent-encoded")],
+        k: K = 5, user_id: Who = "", filter: Wanted = "",
+    ) -> Response:
+        return reply(request, {"item_id": item_id},
+                     RecommendationRequest(user_id or None, k, None, (), "similar", [item_id], filter, request_id(request)))
+
+    @app.get("/bought-together/v1", response_model=BoughtTogether, tags=["recommendations"], dependencies=client,
+             summary="Items that go with a basket, best first", operation_id="bought_together", responses=wrong)
+    async def bought_together(
+        request: Request,
+        items: Annotated[str, Query(description="ids with commas between; a comma within an id is sent as %2C", examples=["product_45,product_7"])],  # noqa: ARG001
+        k: K = 5, user_id: Who = "", filter: Wanted = "",
+    ) -> Response:
+        basket = listed(request.scope["query_string"].decode("latin-1"), "items")
+        return reply(request, {"items": basket},
+                     RecommendationRequest(user_id or None, k, None, (), "bought_together", basket, filter, request_id(request)))
+
+    @app.post("/recommendations/v1/session", response_model=ForSession, tags=["recommendations"], dependencies=client,
+              summary="Items for an anonymous visit, best first", operation_id="session", responses=wrong)
+    async def session(request: Request, body: Session) -> Response:
+        now = datetime.now(UTC)
+        return reply(request, {}, RecommendationRequest(None, body.k, now, happened(body.events, now), body.surface, body.context_items,
+                                                        body.filter, request_id(request)))
+
+    @app.post("/recommendations/v1/batch", response_model=Answers, tags=["recommendations"], dependencies=client,
+              summary="Several requests at once", operation_id="batch", responses=wrong)
+    async def batch(request: Request, body: Batch) -> Response:
+        name, answers = request_id(request), []
+        for n, r in enumerate(body.requests): # in a thread, one after the other: single requests go on in between
+            asked = RecommendationRequest(r.user_id, r.k, None, (), r.surface, r.context_items, r.filter, f"{name}.{n}")
+            try: items, _ = await run_in_threadpool(answered, service, asked)
+            except Refused as e: raise Refused(e.status, e.title, f"requests[{n}]: {e.detail}") from None
+            answers.append({"user_id": r.user_id, "recommendations": items})
+        return Response(to_json({"answers": answers}), headers={"X-Request-ID": name}, media_type="application/json")
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    "The routes that operators and load balancers ask."
+    @app.get("/health", response_model=Health, tags=["operations"], summary="Is it alive, and with which bundle")
+    async def health() -> Response:
+        return Response(to_json({"status": "ok", "bundle_id": service.bundle_id}), media_type="application/json")
+
+    @app.get("/ready", response_model=Ready, tags=["operations"], summary="Can it answer, and with what")
+    async def ready() -> Response:
+        there = await run_in_threadpool(service.store_answers)
+        return Response(to_json({"status": "ready" if there else "degraded", "bundle_id": service.bundle_id, "store": "ok" if there else "down"}),
+                        media_type="application/json")
+
+    @app.get("/v1/bundle", tags=["operations"], summary="What is served: id, moment, versions, metrics", operation_id="bundle",
+             dependencies=[Depends(allowing(service, ("admin",)))], responses={401: _problem_docs("no valid key"), 403: _problem_docs("not an admin's key")})
+    async def bundle() -> Response:
+        return Response(to_json(service.about), media_type="application/json")
