@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response, Security
 from fastapi import Path as PathParam
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
@@ -19,6 +19,9 @@ from starlette.exceptions import HTTPException
 
 import reco
 from app.keys import Keys
+from reco.data.histories import epoch_ms
+from reco.data.intake import NotTaken
+from reco.data.stream import BusError
 from reco.pipeline import RecommendationRequest, RecommendationResponse, UserEvent
 
 log = logging.getLogger("reco.serve")
@@ -87,6 +90,41 @@ class Answers(BaseModel):
     "The answers of a batch, in the order of its requests."
     answers: list[Recommendations]
 
+def to_ms(
+    value: object, # of JSON
+) -> int:          # ms since 1970
+    "A moment; raises `ValueError` for one without a time zone, before 1970, or that is none."
+    at: object = value
+    if isinstance(value, str):
+        try: moment = datetime.fromisoformat(value)
+        except ValueError: moment = None
+        at = epoch_ms(moment) if moment and moment.tzinfo else None
+    if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < 2**53: raise ValueError("ms since 1970, or ISO 8601 with a time zone")
+    return at
+
+class Event(BaseModel):
+    "Something that a shopper did, or was shown: the fields of data/schema/user_event.avsc."
+    model_config = ConfigDict(extra="forbid")
+    event_id: Id = Field(description="unique, made by the sender, kept when it sends again: the same id twice is the same event")
+    ts: Annotated[int, BeforeValidator(to_ms), WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}]})] = Field(
+        description="when it happened: ms since 1970, or ISO 8601 with a time zone")
+    user_id: Id
+    item_id: Id
+    event: Literal["impression", "click", "view", "addtocart", "transaction"]
+    session_id: Annotated[str, Field(max_length=MAX_ID)]|None = None
+    order_id: Annotated[str, Field(max_length=MAX_ID)]|None = Field(None, description="transactions only: items with one order_id were one basket")
+    quantity: Annotated[int, Field(strict=True, ge=-2**31, lt=2**31)]|None = Field(None, description="pieces, from 1")
+    price: float|None = Field(None, allow_inf_nan=False, description="paid or shown, per piece")
+    request_id: Annotated[str, Field(max_length=MAX_ID)]|None = Field(None, description="the X-Request-ID of the list that showed the item")
+    surface: Annotated[str, Field(max_length=MAX_ID)]|None = None
+
+Events = Annotated[list[Event], Field(min_length=1, max_length=MAX_EVENTS, description="one event alone may be sent without the list"),
+                   BeforeValidator(lambda x: [x] if isinstance(x, dict) else x)]
+
+class Accepted(BaseModel):
+    "Events that are safe now."
+    accepted: int = Field(description="events, each counted once however often it came in this request")
+
 class Health(BaseModel):
     "The endpoint is alive and has a bundle."
     status: str = Field(examples=["ok"])
@@ -138,8 +176,14 @@ def _where(loc: tuple[int|str, ...]) -> str: # of pydantic: ("body", "requests",
 async def _invalid(_: Request, error: RequestValidationError) -> Response: # 422 that says what is allowed
     "One sentence for each parameter that is wrong, the first ten."
     found = {_where(e["loc"]): e for e in error.errors()}
-    words = [f"{name} must be {ALLOWED.get(name) or e['msg']}, not {str(e.get('input'))[:40]!r}" for name, e in list(found.items())[:10]]
-    return _problem(422, "Unprocessable Content", "; ".join(words))
+    return _problem(422, "Unprocessable Content", "; ".join(_words(name, e) for name, e in list(found.items())[:10]))
+
+def _words(name: str, error: dict) -> str: # one of pydantic's errors
+    if error["type"] == "missing": return f"{name} is missing" + (f": it must be {ALLOWED[name]}" if name in ALLOWED else "")
+    if error["type"] == "extra_forbidden": return f"{name} is not known here"
+    if error["type"] == "json_invalid": return f"the body must be JSON: {error.get('ctx', {}).get('error', error['msg'])}"
+    what = ALLOWED.get(name) or error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{name} must be {what[:1].lower()}{what[1:]}, not {str(error.get('input'))[:40]!r}"
 
 async def _http(_: Request, error: HTTPException) -> Response: # 404, 405 and the like
     text = {404: "there is nothing here; /docs lists what there is"}.get(error.status_code, str(error.detail))
@@ -197,6 +241,9 @@ class Service(Protocol):
     def store_answers(self) -> bool:
         "Whether the online store can be reached."
 
+    def take(self, events: list[dict]) -> int:
+        "How many events are safe now; raises `NotTaken`, or `BusError` when the bus does not take them."
+
 KEY = APIKeyHeader(name="X-API-Key", auto_error=False, description="a key of the role client or admin; not needed where no keys are set")
 
 def allowing(
@@ -221,6 +268,7 @@ def create_app(
     for error, handler in ((RequestValidationError, _invalid), (HTTPException, _http), (Refused, _refused), (Exception, _crash)):
         app.add_exception_handler(error, handler)
     _add_recommendations(app, service)
+    _add_events(app, service)
     _add_operations(app, service)
     return app
 
@@ -305,6 +353,21 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
             except Refused as e: raise Refused(e.status, e.title, f"requests[{n}]: {e.detail}") from None
             answers.append({"user_id": r.user_id, "recommendations": items})
         return Response(to_json({"answers": answers}), headers={"X-Request-ID": name}, media_type="application/json")
+
+def _add_events(app: FastAPI, service: Service) -> None:
+    "The route by which the shop's pages say what happens."
+    @app.post("/events/v1", response_model=Accepted, status_code=202, tags=["events"], operation_id="events",
+              summary="Something happened: durable when this is answered, and the next list knows it",
+              dependencies=[Depends(allowing(service, ("client", "admin")))],
+              responses={401: _problem_docs("no valid key, where keys are set"), 422: _problem_docs("an event breaks a rule; nothing of the request was taken"),
+                         503: _problem_docs("the events could not be made durable: send all of them again")})
+    async def events(body: Events) -> Response:
+        try: n = await run_in_threadpool(service.take, [dict(e) for e in body])
+        except NotTaken as e: raise unprocessable(str(e)) from None
+        except BusError as e:
+            log.error("events were not taken: %s", e)
+            raise Refused(503, "Service Unavailable", "the events could not be made durable; send all of them again", {"Retry-After": "3"}) from None
+        return Response(to_json({"accepted": n}), 202, media_type="application/json")
 
 def _add_operations(app: FastAPI, service: Service) -> None:
     "The routes that operators and load balancers ask."

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,12 @@ from app.contract import create_app
 from app.keys import Keys, KeysError, keys_for
 from app.ports import free_port, port_free, reach
 from reco.bundle import BundleError, ModelBundle, latest_bundle, load_bundle, verify
+from reco.data.bus import open_codec, open_producer
+from reco.data.intake import Intake
+from reco.data.stream import BusError
 from reco.features.store import OnlineStore, StoreError, open_store, wait_until_ready
 from reco.pipeline import RecommendationRequest, RecommendationResponse, recommend
-from reco.redis_server import asking
+from reco.redis_server import asking, connect
 from reco.reranking.rulebook import SURFACES
 from reco.settings import Settings, SettingsError, find_settings, load_settings
 
@@ -33,6 +37,7 @@ class Replica:
     "Holds one bundle and a connection to the online store; Ray Serve makes `replicas` of them."
     bundle: ModelBundle|None = None # until the first `reconfigure`
     store: OnlineStore|None = None
+    intake: Intake|None = None
     keys: Keys = Keys(())           # of the settings, which say that somebody must have one
 
     def __serve_build_asgi_app__(self) -> FastAPI: # called by Ray Serve once per replica
@@ -46,6 +51,7 @@ class Replica:
         if self.store is None: # from settings and environment, as the driver: an address with a password is in no config of Ray's
             settings = load_settings()
             self.store, self.keys = open_store(settings, timeout_s=STORE_S), keys_for(settings)
+            self.intake = open_intake(settings)
         for trial in trials(bundle, someone(self.store)): recommend(trial, bundle, self.store)
         self.bundle = bundle
 
@@ -57,6 +63,13 @@ class Replica:
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         return recommend(request, self.bundle, self.store)
+
+    def take(self, events: list[dict]) -> int: # events that are on the bus now, and in the online store if it answers
+        "Make events durable, then let the next list know them; raises `NotTaken` or `BusError`."
+        if self.intake is None: raise BusError("no bus was opened")
+        taken = self.intake.take(events, datetime.now(UTC))
+        with contextlib.suppress(StoreError): self.store.breaker.ask(lambda: self.store.append(taken)) # else the consumer brings them
+        return taken.height
 
     def store_answers(self) -> bool: # asked as a request would: not at all for a while after it was down
         if self.store is None: return False
@@ -71,6 +84,15 @@ def trials(
     page = [bundle.ids.external(bundle.moment.known.nonzero()[0][:1])[0]]
     return [RecommendationRequest(None, 1), RecommendationRequest(user_id, 1),
             *(RecommendationRequest(user_id, 1, surface=s, context_items=page) for s in SURFACES if s != "for_you")]
+
+BUS_S = 2 # a request waits so long for the bus
+
+def open_intake(
+    settings: Settings, # [stream]
+) -> Intake:
+    "Where events go; raises `BusError` for an address that cannot be one."
+    redis = connect(settings.online, settings.root, BUS_S) # a client of its own: on the bus a write may wait for the disk
+    return Intake(open_codec(settings.stream).encode, open_producer(settings.stream, redis, BUS_S))
 
 def ping(
     store: OnlineStore,
