@@ -106,7 +106,7 @@ def choose(
     validation:Examples,
     settings:Ranking,
     seed:int,
-    lists:int=4_000,      # of each part that are tried on, at most: the fits on all lists are to remain the larger cost
+    lists:int=1_500,      # of each part that are tried on, at most: the fits on all lists are to remain the larger cost
 )->Ranking:
     "The settings that order the validation lists best, among a few."
     train, validation = sampled(train, lists, seed), sampled(validation, lists, seed)
