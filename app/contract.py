@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response, Security
 from fastapi import Path as PathParam
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 import reco
 from app.keys import Keys
+from app.meter import Meter, Metered
 from reco.data.histories import epoch_ms
 from reco.data.intake import NotTaken
 from reco.data.stream import BusError
@@ -234,6 +236,7 @@ class Service(Protocol):
     bundle_id: str
     about: dict      # the bundle's manifest, for `/v1/bundle`
     keys: Keys
+    meter: Meter
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         "Raises `ValueError` for a request that cannot be meant."
@@ -251,10 +254,13 @@ def allowing(
     roles: tuple[str, ...],
 ) -> Callable[..., Awaitable[str]]:
     "A dependency that lets only these roles pass, and says which one it was."
-    async def check(given: Annotated[str|None, Security(KEY)] = None) -> str:
+    async def check(request: Request, given: Annotated[str|None, Security(KEY)] = None) -> str:
         if not service.keys: return "admin"
-        role = service.keys.role(given) if given else None
-        if role is None: raise Refused(401, "Unauthorized", "a valid key is needed in the header X-API-Key", {"WWW-Authenticate": "ApiKey"})
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        key = given or (token if scheme.lower() == "bearer" else "") # Prometheus, for one, sends no other header
+        role = service.keys.role(key) if key else None
+        if role is None:
+            raise Refused(401, "Unauthorized", "a valid key is needed in the header X-API-Key, or as Authorization: Bearer", {"WWW-Authenticate": "Bearer"})
         if role not in roles: raise Refused(403, "Forbidden", f"this needs a key of the role {' or '.join(roles)}")
         return role
     return check
@@ -267,6 +273,7 @@ def create_app(
                   "Recommendations for a shop. Every shopper gets an answer: an unknown one gets what is popular.")
     for error, handler in ((RequestValidationError, _invalid), (HTTPException, _http), (Refused, _refused), (Exception, _crash)):
         app.add_exception_handler(error, handler)
+    app.add_middleware(Metered, meter=service.meter)
     _add_recommendations(app, service)
     _add_events(app, service)
     _add_operations(app, service)
@@ -279,6 +286,7 @@ def answered(
     "One answer; raises `Refused` for what cannot be meant."
     try: found = service.recommend(asked)
     except ValueError as e: raise unprocessable(str(e)) from None
+    service.meter.shown(asked.surface, asked.k, found)
     headers = {"X-Bundle-ID": found.bundle_id} | ({"X-Request-ID": asked.request_id} if asked.request_id else {})
     if found.fallback: headers["X-Fallback"] = "true"
     if found.degraded: headers["X-Degraded"] = "store"
@@ -367,6 +375,7 @@ def _add_events(app: FastAPI, service: Service) -> None:
         except BusError as e:
             log.error("events were not taken: %s", e)
             raise Refused(503, "Service Unavailable", "the events could not be made durable; send all of them again", {"Retry-After": "3"}) from None
+        service.meter.events.inc(n)
         return Response(to_json({"accepted": n}), 202, media_type="application/json")
 
 def _add_operations(app: FastAPI, service: Service) -> None:
@@ -380,6 +389,12 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         there = await run_in_threadpool(service.store_answers)
         return Response(to_json({"status": "ready" if there else "degraded", "bundle_id": service.bundle_id, "store": "ok" if there else "down"}),
                         media_type="application/json")
+
+    @app.get("/metrics", tags=["operations"], summary="Figures for Prometheus", operation_id="metrics",
+             dependencies=[Depends(allowing(service, ("client", "admin")))],
+             responses={200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}, 401: _problem_docs("no valid key, where keys are set")})
+    async def metrics() -> Response:
+        return Response(await run_in_threadpool(service.meter.text), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/bundle", tags=["operations"], summary="What is served: id, moment, versions, metrics", operation_id="bundle",
              dependencies=[Depends(allowing(service, ("admin",)))], responses={401: _problem_docs("no valid key"), 403: _problem_docs("not an admin's key")})

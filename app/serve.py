@@ -1,4 +1,5 @@
 """The endpoint: the replica behind the HTTP contract, and `python -m app.serve` (Ray Serve)."""
+import atexit
 import contextlib
 import io
 import logging
@@ -6,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,7 @@ from fastapi import FastAPI
 
 from app.contract import create_app
 from app.keys import Keys, KeysError, keys_for
+from app.meter import FOLDER, Meter
 from app.ports import free_port, port_free, reach
 from reco.bundle import BundleError, ModelBundle, latest_bundle, load_bundle, verify
 from reco.data.bus import open_codec, open_producer
@@ -38,7 +41,10 @@ class Replica:
     bundle: ModelBundle|None = None # until the first `reconfigure`
     store: OnlineStore|None = None
     intake: Intake|None = None
+    meter: Meter                    # of this process
     keys: Keys = Keys(())           # of the settings, which say that somebody must have one
+
+    def __init__(self) -> None: self.meter = Meter()
 
     def __serve_build_asgi_app__(self) -> FastAPI: # called by Ray Serve once per replica
         return create_app(self)
@@ -54,6 +60,7 @@ class Replica:
             self.intake = open_intake(settings)
         for trial in trials(bundle, someone(self.store)): recommend(trial, bundle, self.store)
         self.bundle = bundle
+        self.meter.asof.set(bundle.moment.asof/1000)
 
     @property
     def bundle_id(self) -> str: return self.bundle.manifest["id"]
@@ -173,7 +180,9 @@ def start(
     "Start Ray and Serve in this process's care; returns when the endpoint answers; raises `StartError`."
     if not port_free(host, port):
         raise StartError(f"{host}:{port} is taken; stop what listens there, or choose another with RECO_SERVING_PORT")
-    for name,value in (FAST | ONE_THREAD | haproxy_environment()).items():
+    figures = tempfile.mkdtemp(prefix="reco-metrics-")
+    atexit.register(shutil.rmtree, figures, ignore_errors=True)
+    for name,value in (FAST | ONE_THREAD | {FOLDER: figures} | haproxy_environment()).items():
         os.environ.setdefault(name, value) # read when ray.serve is imported, hence the imports below
     from ray import serve
     for name,level in (("ray", logging.ERROR), ("ray.serve", logging.WARNING)): logging.getLogger(name).setLevel(level)

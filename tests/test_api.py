@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from app.contract import MAX_ID, create_app
 from app.keys import Keys
+from app.meter import Meter
 from app.serve import Replica
 from reco.bundle import BundleError, ModelBundle, latest_bundle
 from reco.features.store import OnlineStore, open_store
@@ -100,7 +101,7 @@ def test_health_names_the_bundle(http, bundle):
 def test_a_defect_is_a_500_that_tells_nothing(caplog):
     class Broken:
         bundle_id = "b"
-        keys = Keys(())
+        keys, meter = Keys(()), Meter()
         def recommend(self, request: RecommendationRequest) -> RecommendationResponse: raise RuntimeError("secret")
     answer = TestClient(create_app(Broken()), raise_server_exceptions=False).get("/recommendations/v1/u")
     assert answer.status_code == 500 and "secret" not in answer.text and answer.json()["detail"]
@@ -172,7 +173,7 @@ def test_the_first_shopper_waits_for_nothing(bundle_root, store_root, monkeypatc
 
 def test_more_digits_than_json_needs_are_not_lost():
     class Fixed:
-        bundle_id, keys = "b", Keys(())
+        bundle_id, keys, meter = "b", Keys(()), Meter()
         def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
             return RecommendationResponse([ScoredItem("i", 1/3, "popularity")], "b", False)
     answer = TestClient(create_app(Fixed())).get("/recommendations/v1/u").json()

@@ -1,6 +1,9 @@
 """Surfaces, sessions, batches, keys: the routes beside the plain list of a shopper. On the app itself: no Ray, no network."""
 
+import os
 import string
+import subprocess
+import sys
 from itertools import pairwise
 from urllib.parse import quote
 
@@ -9,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from app.contract import MAX_BASKET, MAX_BATCH, MAX_EVENTS, create_app, listed
 from app.keys import SHORTEST, Keys, KeysError, keys_for, load_keys
+from app.meter import FOLDER
 from app.serve import Replica
 from reco.bundle import ModelBundle
 from reco.features.store import OnlineStore, open_store
@@ -205,7 +210,8 @@ ROUTES = [("get", "/recommendations/v1/u", None), ("get", "/similar/v1/i", None)
 
 @pytest.mark.parametrize(("method", "path", "body"), ROUTES)
 def test_no_key_no_answer(guarded, method, path, body):
-    for headers in ({}, {"X-API-Key": ""}, {"X-API-Key": CLIENT[:-1]}, {"X-API-Key": CLIENT + "x"}, {"Authorization": CLIENT}):
+    assert guarded.request(method, path, json=body, headers={"Authorization": f"Bearer {CLIENT}"}).status_code == 200
+    for headers in ({}, {"Authorization": f"Bearer {CLIENT}x"}, {"Authorization": f"Basic {CLIENT}"}, {"X-API-Key": ""}, {"X-API-Key": CLIENT[:-1]}, {"X-API-Key": CLIENT + "x"}, {"Authorization": CLIENT}):
         answer = guarded.request(method, path, json=body, headers=headers)
         assert answer.status_code == 401 and answer.headers["content-type"] == "application/problem+json" and "www-authenticate" in answer.headers
         assert CLIENT[:-1] not in answer.text
@@ -255,6 +261,36 @@ def test_a_line_that_is_no_key_is_named(tmp_path, line):
 def test_only_the_key_itself_opens(text):
     keys = load_keys(Settings(serving=Serving(client_keys=CLIENT, admin_keys=ADMIN)))
     assert keys.role(text) is None and (keys.role(CLIENT), keys.role(ADMIN)) == ("client", "admin") and Keys(()).role(text) is None
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------------
+
+def figures(app: TestClient) -> dict[str, float]:
+    """Sample with labels → value, without the times of creation."""
+    text = app.get("/metrics")
+    assert text.status_code == 200 and text.headers["content-type"].startswith("text/plain")
+    return {f"{s.name}{sorted(s.labels.items())}": s.value for m in text_string_to_metric_families(text.text) for s in m.samples if not s.name.endswith("_created")}
+
+
+def test_what_was_answered_is_counted_by_route(bundle, store, user, items):
+    own = Replica()
+    own.bundle, own.store = bundle, store
+    app = TestClient(create_app(own))
+    for path in (f"/recommendations/v1/{user}", "/recommendations/v1/nobody", f"/similar/v1/{items[0]}", "/recommendations/v1/u?k=0", "/nowhere/at/all", "/no/where"): app.get(path)
+    found = figures(app)
+    route = "('route', '/recommendations/v1/{user_id:text}')"
+    assert found[f"reco_http_requests_total[{route}, ('status', '200')]"] == 2 and found[f"reco_http_requests_total[{route}, ('status', '422')]"] == 1
+    assert found["reco_http_requests_total[('route', 'none'), ('status', '404')]"] == 2  # whatever path was made up
+    assert found[f"reco_http_request_seconds_count[{route}]"] == 3 and 0 < found[f"reco_http_request_seconds_sum[{route}]"] < 3
+    lists = {(f, s): found.get(f"reco_lists_total[('degraded', 'false'), ('fallback', '{f}'), ('surface', '{s}')]") for f in ("true", "false") for s in ("for_you", "similar")}
+    assert lists == {("false", "for_you"): 1, ("true", "for_you"): 1, ("false", "similar"): 1, ("true", "similar"): None}
+
+
+def test_replicas_of_a_machine_are_added_up(tmp_path):
+    code = "from app.meter import Meter; import sys; m = Meter(); m.events.inc(int(sys.argv[1])); m.asof.set(5); print(m.text().decode())"
+    run = lambda n: subprocess.run([sys.executable, "-c", code, str(n)], env=os.environ | {FOLDER: str(tmp_path)}, capture_output=True, text=True, check=True).stdout
+    run(2)
+    assert "reco_events_accepted_total 5.0" in run(3)
 
 
 # ---- anything ---------------------------------------------------------------------------------------------------------

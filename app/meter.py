@@ -1,0 +1,63 @@
+"""What the endpoint counts, for Prometheus. The replicas of one machine write into one folder, and any of them answers for all."""
+import os
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reco.pipeline import RecommendationResponse
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # of prometheus_client: where several processes write their figures
+SECONDS = (.0005, .001, .002, .003, .005, .0075, .01, .02, .05, .1, .25, .5, 1, 2.5)
+
+
+class Meter:
+    "The figures of a replica. No label takes a value that a caller can choose."
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        make = lambda kind, name, about, labels=(), **more: kind(f"reco_{name}", about, labels, registry=self.registry, **more)
+        self.requests = make(Counter, "http_requests", "Requests answered", ["route", "status"])
+        self.seconds = make(Histogram, "http_request_seconds", "From the request to the end of its answer", ["route"], buckets=SECONDS)
+        self.lists = make(Counter, "lists", "Lists of recommendations", ["surface", "fallback", "degraded"])
+        self.short = make(Counter, "short_lists", "Lists with fewer items than were asked for", ["surface"])
+        self.dropped = make(Counter, "dropped_items", "Candidates that a rule left out", ["rule"])
+        self.events = make(Counter, "events_accepted", "Events that were made durable")
+        self.asof = make(Gauge, "bundle_asof_timestamp_seconds", "The moment before which the model learned", multiprocess_mode="mostrecent")
+
+    def shown(self,
+        surface: str,
+        k: int,                        # that were asked for
+        found: RecommendationResponse,
+    ) -> None:
+        "Count a list."
+        self.lists.labels(surface, str(found.fallback).lower(), str(found.degraded).lower()).inc()
+        if len(found.items) < k: self.short.labels(surface).inc()
+        for rule, n in found.dropped.items(): self.dropped.labels(rule).inc(n)
+
+    def text(self) -> bytes: # in Prometheus' format
+        "All figures, of all replicas of this machine where they share a folder."
+        if not os.environ.get(FOLDER): return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)
+        return generate_latest(together)
+
+
+class Metered:
+    "An ASGI app whose requests are counted and timed by the route that answered, not by their path."
+    def __init__(self, app: ASGIApp, meter: Meter):
+        self.app, self.meter = app, meter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http": return await self.app(scope, receive, send)
+        began, status = time.perf_counter(), 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start": status = message["status"]
+            await send(message)
+        try: await self.app(scope, receive, noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self.meter.requests.labels(route, str(status)).inc()
+            self.meter.seconds.labels(route).observe(time.perf_counter() - began)
