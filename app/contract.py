@@ -207,10 +207,12 @@ register_url_convertor("text", _AnyText())
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
-def request_id(request: Request) -> str: # the caller's, if it is one, else a new one
-    "The name of this exposure: events that come of it carry it."
-    given = request.headers.get("x-request-id", "")
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def request_id(request: Request) -> str: # the caller's, or a new one; raises `Refused` for one that cannot name anything
+    "The name of this exposure: events that come of it carry it. Ray Serve has given one already where the caller did not."
+    given = request.headers.get("x-request-id")
+    if given is None: return uuid.uuid4().hex
+    if REQUEST_ID.fullmatch(given): return given
+    raise unprocessable("the header X-Request-ID must be 1 to 128 letters, digits or . : _ -")
 
 def listed(
     query: str,  # of the URL, as it was sent
@@ -267,6 +269,7 @@ def allowing(
 
 def create_app(
     service: Service, # answers requests; read anew for each, so that it may swap its bundle
+    echo: bool=True,  # whether answers are to carry X-Request-ID; Ray Serve adds it itself
 ) -> FastAPI:         # the whole HTTP contract
     "The FastAPI app, without Ray: Ray Serve runs it in production, a test client in tests."
     app = FastAPI(title="reco", version=reco.__version__, redirect_slashes=False, description=
@@ -274,7 +277,7 @@ def create_app(
     for error, handler in ((RequestValidationError, _invalid), (HTTPException, _http), (Refused, _refused), (Exception, _crash)):
         app.add_exception_handler(error, handler)
     app.add_middleware(Metered, meter=service.meter)
-    _add_recommendations(app, service)
+    _add_recommendations(app, service, echo)
     _add_events(app, service)
     _add_operations(app, service)
     return app
@@ -287,12 +290,12 @@ def answered(
     try: found = service.recommend(asked)
     except ValueError as e: raise unprocessable(str(e)) from None
     service.meter.shown(asked.surface, asked.k, found)
-    headers = {"X-Bundle-ID": found.bundle_id} | ({"X-Request-ID": asked.request_id} if asked.request_id else {})
+    headers = {"X-Bundle-ID": found.bundle_id}
     if found.fallback: headers["X-Fallback"] = "true"
     if found.degraded: headers["X-Degraded"] = "store"
     return [{"item_id": x.item_id, "score": x.score} for x in found.items], headers
 
-def _add_recommendations(app: FastAPI, service: Service) -> None:
+def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
     "The routes that shoppers' pages ask."
     # `async` and on purpose without awaiting: a request is a few ms of computing under the interpreter's lock, a
     # thread per request would only add hand-overs. The answer is written directly: a response model would check each
@@ -304,9 +307,11 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
     Wanted = Annotated[str, Query(max_length=MAX_FILTER, description="which items may be shown: category:shoes,price<50")]
     Who = Annotated[str, Query(max_length=MAX_ID, description="the shopper, if known: the past counts too")]
 
-    def reply(request: Request, head: dict, asked: RecommendationRequest) -> Response:
+    named = lambda name: {"X-Request-ID": name} if echo else {}
+
+    def reply(head: dict, asked: RecommendationRequest) -> Response:
         items, headers = answered(service, asked)
-        return Response(to_json(head | {"recommendations": items}), headers=headers, media_type="application/json")
+        return Response(to_json(head | {"recommendations": items}), headers=headers | named(asked.request_id), media_type="application/json")
 
     @app.get("/recommendations/v1/{user_id:text}", response_model=Recommendations, tags=["recommendations"], dependencies=client,
              summary="Items for one shopper, best first", operation_id="recommendations",
@@ -320,7 +325,7 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
         context_item: Annotated[Sequence[Id], Query(max_length=MAX_BASKET, description="the item of the page, or each item of the cart")] = (),
         filter: Wanted = "",
     ) -> Response:
-        return reply(request, {"user_id": user_id}, RecommendationRequest(user_id, k, None, (), surface, context_item, filter, request_id(request)))
+        return reply({"user_id": user_id}, RecommendationRequest(user_id, k, None, (), surface, context_item, filter, request_id(request)))
 
     @app.get("/similar/v1/{item_id:text}", response_model=SimilarItems, tags=["recommendations"], dependencies=client,
              summary="Items like one item, best first", operation_id="similar", responses=wrong)
@@ -330,7 +335,7 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
                                           description="the item of the page, known or not; percent-encoded")],
         k: K = 5, user_id: Who = "", filter: Wanted = "",
     ) -> Response:
-        return reply(request, {"item_id": item_id},
+        return reply({"item_id": item_id},
                      RecommendationRequest(user_id or None, k, None, (), "similar", [item_id], filter, request_id(request)))
 
     @app.get("/bought-together/v1", response_model=BoughtTogether, tags=["recommendations"], dependencies=client,
@@ -341,14 +346,14 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
         k: K = 5, user_id: Who = "", filter: Wanted = "",
     ) -> Response:
         basket = listed(request.scope["query_string"].decode("latin-1"), "items")
-        return reply(request, {"items": basket},
+        return reply({"items": basket},
                      RecommendationRequest(user_id or None, k, None, (), "bought_together", basket, filter, request_id(request)))
 
     @app.post("/recommendations/v1/session", response_model=ForSession, tags=["recommendations"], dependencies=client,
               summary="Items for an anonymous visit, best first", operation_id="session", responses=wrong)
     async def session(request: Request, body: Session) -> Response:
         now = datetime.now(UTC)
-        return reply(request, {}, RecommendationRequest(None, body.k, now, happened(body.events, now), body.surface, body.context_items,
+        return reply({}, RecommendationRequest(None, body.k, now, happened(body.events, now), body.surface, body.context_items,
                                                         body.filter, request_id(request)))
 
     @app.post("/recommendations/v1/batch", response_model=Answers, tags=["recommendations"], dependencies=client,
@@ -360,7 +365,7 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
             try: items, _ = await run_in_threadpool(answered, service, asked)
             except Refused as e: raise Refused(e.status, e.title, f"requests[{n}]: {e.detail}") from None
             answers.append({"user_id": r.user_id, "recommendations": items})
-        return Response(to_json({"answers": answers}), headers={"X-Request-ID": name}, media_type="application/json")
+        return Response(to_json({"answers": answers}), headers=named(name), media_type="application/json")
 
 def _add_events(app: FastAPI, service: Service) -> None:
     "The route by which the shop's pages say what happens."

@@ -47,7 +47,7 @@ class Replica:
     def __init__(self) -> None: self.meter = Meter()
 
     def __serve_build_asgi_app__(self) -> FastAPI: # called by Ray Serve once per replica
-        return create_app(self)
+        return create_app(self, echo=False)
 
     def reconfigure(self,
         config: dict[str, str], # {"bundle": folder of a bundle}

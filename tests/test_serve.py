@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -58,6 +59,26 @@ def test_odd_ids_pass_through_the_proxy(client):
 def test_many_at_once_all_get_their_answer(client):
     with ThreadPoolExecutor(8) as pool: answers = list(pool.map(lambda i: client.recommendations(f"u{i}", 3), range(100)))
     assert all(len(a) == 3 for a in answers)
+
+def test_every_surface_passes_through_the_proxy(served, bundle):
+    items = bundle.ids.external(bundle.moment.per_item[:, 2].argsort()[::-1][:3])
+    with httpx.Client(base_url=f"http://127.0.0.1:{served.port}", timeout=20, trust_env=False) as http:
+        similar, basket = http.get(f"/similar/v1/{items[0]}?k=3"), http.get(f"/bought-together/v1?items={items[0]},{items[1]}&k=3&filter=price>0.01")
+        visit = http.post("/recommendations/v1/session", json={"k": 3, "events": [{"item_id": items[0], "event": "view"}]}, headers={"X-Request-ID": "page-1"})
+        for answer in (similar, basket, visit): assert answer.status_code == 200 and len(answer.json()["recommendations"]) == 3
+        assert visit.headers["x-request-id"] == "page-1" and basket.json()["items"] == items[:2]
+        assert http.get("/ready").json()["status"] == "ready"
+
+def test_an_event_is_in_the_next_list_and_in_the_figures(served, bundle):
+    items = bundle.ids.external(bundle.moment.per_item[:, 2].argsort()[::-1][3:6])
+    with httpx.Client(base_url=f"http://127.0.0.1:{served.port}", timeout=20, trust_env=False) as http:
+        ask = lambda: http.get("/recommendations/v1/a-new-face?k=5")
+        before = ask()
+        sent = [{"event_id": f"serve {i}", "ts": round(time.time()*1000) - 100, "user_id": "a-new-face", "item_id": i, "event": "view"} for i in items]
+        assert http.post("/events/v1", json=sent).json() == {"accepted": 3}
+        after = ask()
+        assert before.headers["x-fallback"] == "true" and "x-fallback" not in after.headers and before.json() != after.json()
+        assert "reco_events_accepted_total 3.0" in http.get("/metrics").text
 
 def http_listeners(served: Running) -> list[tuple[str, str]]: # process name, address
     tree = [served.process.pid, *(p.pid for p in psutil.Process(served.process.pid).children(recursive=True))]
