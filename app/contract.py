@@ -127,6 +127,11 @@ class Accepted(BaseModel):
     "Events that are safe now."
     accepted: int = Field(description="events, each counted once however often it came in this request")
 
+class Erased(BaseModel):
+    "What was removed of a shopper."
+    rows: dict[str, int] = Field(description="table of the lake → rows")
+    online: bool = Field(description="whether the online store knew the shopper")
+
 class Health(BaseModel):
     "The endpoint is alive and has a bundle."
     status: str = Field(examples=["ok"])
@@ -233,6 +238,9 @@ def happened(
 
 # ---- the app --------------------------------------------------------------------------------------------------------
 
+class NotErased(Exception):
+    "Not everything of a shopper was removed; the message says what failed."
+
 class Service(Protocol):
     "What the contract needs behind it."
     bundle_id: str
@@ -248,6 +256,9 @@ class Service(Protocol):
 
     def take(self, events: list[dict]) -> int:
         "How many events are safe now; raises `NotTaken`, or `BusError` when the bus does not take them."
+
+    def erase(self, user_id: str) -> tuple[dict[str, int], bool]:
+        "Rows removed of each table of the lake, and whether the online store knew the shopper; raises `NotErased`."
 
 KEY = APIKeyHeader(name="X-API-Key", auto_error=False, description="a key of the role client or admin; not needed where no keys are set")
 
@@ -368,7 +379,7 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
         return Response(to_json({"answers": answers}), headers=named(name), media_type="application/json")
 
 def _add_events(app: FastAPI, service: Service) -> None:
-    "The route by which the shop's pages say what happens."
+    "The routes by which the shop says what happens, and what is to be forgotten."
     @app.post("/events/v1", response_model=Accepted, status_code=202, tags=["events"], operation_id="events",
               summary="Something happened: durable when this is answered, and the next list knows it",
               dependencies=[Depends(allowing(service, ("client", "admin")))],
@@ -382,6 +393,18 @@ def _add_events(app: FastAPI, service: Service) -> None:
             raise Refused(503, "Service Unavailable", "the events could not be made durable; send all of them again", {"Retry-After": "3"}) from None
         service.meter.events.inc(n)
         return Response(to_json({"accepted": n}), 202, media_type="application/json")
+
+    @app.delete("/users/v1/{user_id:text}", response_model=Erased, tags=["events"], operation_id="erase",
+                summary="Forget a shopper: everything until now, in the lake and online, for good",
+                dependencies=[Depends(allowing(service, ("admin",)))],
+                responses={401: _problem_docs("no valid key, where keys are set"), 403: _problem_docs("not an admin's key"),
+                           422: _problem_docs("user_id is out of range"), 503: _problem_docs("not everything was removed: ask again")})
+    async def erase(user_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, description="the shop's own id of the shopper; percent-encoded")]) -> Response:
+        try: rows, online = await run_in_threadpool(service.erase, user_id)
+        except NotErased as e:
+            log.error("a shopper was not erased everywhere: %s", e)
+            raise Refused(503, "Service Unavailable", "not everything was removed; ask again", {"Retry-After": "3"}) from None
+        return Response(to_json({"rows": rows, "online": online}), media_type="application/json")
 
 def _add_operations(app: FastAPI, service: Service) -> None:
     "The routes that operators and load balancers ask."

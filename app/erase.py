@@ -25,6 +25,14 @@ def erase_online(
         return sum(store.erase(user) for user in sorted(set(users)))
 
 
+def erase_lake(
+    settings: Settings, # `[lake]`
+    users: list[str],   # user ids
+) -> dict[str, int]:    # table → rows removed
+    "Remove the users from every table; raises `LakeError`."
+    return dict(erase(open_lake(settings), users, datetime.now(UTC)).rows())
+
+
 def main(
     args: list[str] | None = None, # the command line's when not given
 ) -> int:                          # exit code
@@ -35,8 +43,7 @@ def main(
     if empty := sum(not u.strip() for u in users): parser.error(f"{empty} of {len(users)} user ids are empty")
     try:
         settings = load_settings()
-        for table, rows in erase(open_lake(settings), users, datetime.now(UTC)).rows():
-            print(f"lake: {rows:,} rows of {table}")
+        for table, rows in erase_lake(settings, users).items(): print(f"lake: {rows:,} rows of {table}")
         print(f"online store: {erase_online(settings, users):,} of {len(set(users)):,} users were there")
     except (LakeError, SettingsError, StoreError, OSError) as e:
         print(f"not everything was erased, run it again: {e}", file=sys.stderr)

@@ -13,15 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltalake.exceptions import DeltaError
 from fastapi import FastAPI
 
-from app.contract import create_app
+from app.contract import NotErased, create_app
+from app.erase import erase_lake
 from app.keys import Keys, KeysError, keys_for
 from app.meter import FOLDER, Meter
 from app.ports import free_port, port_free, reach
 from reco.bundle import BundleError, ModelBundle, latest_bundle, load_bundle, verify
 from reco.data.bus import open_codec, open_producer
 from reco.data.intake import Intake
+from reco.data.storage import LakeError
 from reco.data.stream import BusError
 from reco.features.store import OnlineStore, StoreError, open_store, wait_until_ready
 from reco.pipeline import RecommendationRequest, RecommendationResponse, recommend
@@ -77,6 +80,13 @@ class Replica:
         taken = self.intake.take(events, datetime.now(UTC))
         with contextlib.suppress(StoreError): self.store.breaker.ask(lambda: self.store.append(taken)) # else the consumer brings them
         return taken.height
+
+    def erase(self, user_id: str) -> tuple[dict[str, int], bool]: # rows of each table, and whether the online store knew the shopper
+        "The lake first: it is what everything else is made of; raises `NotErased`."
+        try:
+            rows = erase_lake(load_settings(), [user_id])
+            return rows, self.store.erase(user_id)
+        except (LakeError, DeltaError, StoreError, OSError) as e: raise NotErased(f"{type(e).__name__}: {e}") from e
 
     def store_answers(self) -> bool: # asked as a request would: not at all for a while after it was down
         if self.store is None: return False

@@ -228,6 +228,7 @@ def test_a_key_is_looked_at_before_the_request(guarded):
 
 def test_only_an_admin_sees_the_bundle(guarded, bundle):
     assert guarded.get("/v1/bundle", headers=asked("client")).status_code == 403
+    assert guarded.delete("/users/v1/u", headers=asked("client")).status_code == 403
     assert guarded.get("/v1/bundle", headers=asked("admin")).json()["id"] == bundle.id
     for path in ("/health", "/ready"): assert guarded.get(path).status_code == 200  # load balancers have no key
 

@@ -16,9 +16,13 @@ from app.contract import MAX_EVENTS, Event, create_app
 from app.serve import Replica, open_intake
 from reco.bundle import ModelBundle
 from reco.data.bus import open_codec, open_consumer
+from reco.data.intake import hold_to_rules
+from reco.data.lake import open_lake
+from reco.data.quality import INTERACTIONS_KEY
 from reco.data.stream import USER_EVENT, BusError
 from reco.features.store import open_store
 from reco.redis_server import disconnect
+from reco.settings import load_settings
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +146,28 @@ def test_a_consumer_finds_them(http, replica):
     http.post("/events/v1", json=event("for the lake", user_id="cat"))
     consumer, codec = open_consumer(replica.settings.stream, replica.intake.producer.client, "t"), open_codec(replica.settings.stream)
     assert "for the lake" in {codec.decode(m.data)["event_id"] for m in consumer.poll(1_000, 1)}
+
+
+def test_a_shopper_is_forgotten_everywhere(http, replica, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECO_LAKE_ROOT", str(tmp_path / "lake"))
+    lake = open_lake(load_settings())
+    sent = [event(f"zoe {n}", user_id=u) for n, u in enumerate(("zoe/1", "zoe/1", "yan"))]
+    assert http.post("/events/v1", json=sent).status_code == 202
+    lake.write("interactions", hold_to_rules([dict.fromkeys(Event.model_fields) | e for e in sent], datetime.now(UTC))[0], key=INTERACTIONS_KEY, day_of="ts")
+    answer = http.delete("/users/v1/zoe%2F1")
+    assert answer.status_code == 200 and answer.json() == {"rows": {"interactions": 2}, "online": True}
+    assert lake.read("interactions").collect()["user_id"].to_list() == ["yan"] and replica.store.events("zoe/1") == []
+    assert "x-fallback" in http.get("/recommendations/v1/zoe%2F1").headers
+    assert http.delete("/users/v1/zoe%2F1").json() == {"rows": {"interactions": 0}, "online": False}  # again: nothing is there
+    http.post("/events/v1", json=sent[0])
+    assert replica.store.events("zoe/1") == []  # what happened before does not come back
+
+
+def test_what_was_not_erased_is_said(replica, bundle, monkeypatch, tmp_path):
+    (tmp_path / "lake").write_text("a file where the lake should be")
+    monkeypatch.setenv("RECO_LAKE_ROOT", str(tmp_path / "lake"))
+    answer = TestClient(create_app(replica)).delete("/users/v1/ben")
+    assert answer.status_code == 503 and answer.headers["retry-after"] and str(tmp_path) not in answer.text
 
 
 @effort(max_examples=60, deadline=None)
