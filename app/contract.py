@@ -36,10 +36,28 @@ MAX_EVENTS, MAX_FILTER = 1_000, 1_000 # events of one request; characters of a f
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 Surface = Literal["for_you", "similar", "bought_together"]
 
+class Contribution(BaseModel):
+    "What one feature added to an item's score."
+    feature: str
+    meaning: str
+    value: float|None = Field(description="null where it is unknown")
+    log_odds: float = Field(description="what it added to the log-odds of the score, or took from them")
+
+class Why(BaseModel):
+    "Where an item came from, and why it stands where it stands."
+    reason: str = Field(examples=["because you viewed Camping stove"])
+    because: list[str] = Field(description="items of the shopper's past or of the context that the reason names")
+    sources: dict[str, int] = Field(description="candidate source → the place that it gave the item, 1 is best")
+    log_odds: float|None = Field(description="the ranker's; null where the sources' order answered")
+    base: float|None = Field(description="what an average candidate gets; base, contributions and rest add up to log_odds")
+    contributions: list[Contribution] = Field(description="the largest, by size (exact SHAP values)")
+    rest: float = Field(description="all other contributions together")
+
 class Recommendation(BaseModel):
     "One recommended item."
     item_id: str = Field(description="the shop's own id of the item", examples=["product_45"])
     score: float = Field(ge=0, le=1, description="the chance that the shopper touches the item within the horizon", examples=[0.98])
+    why: Why|None = Field(None, description="with explain=true only")
 
 class Recommendations(BaseModel):
     "The answer for one shopper, best first."
@@ -157,7 +175,7 @@ EXAMPLE = {"user_id": "user_123", "recommendations": [{"item_id": "product_45", 
 
 PROBLEM = "application/problem+json"
 # what a bad value of each parameter is told; FastAPI's own words speak of pydantic's types
-ALLOWED = {"k": f"a whole number from 1 to {MAX_K}", "user_id": f"1 to {MAX_ID} characters", "item_id": f"1 to {MAX_ID} characters",
+ALLOWED = {"explain": "true or false", "k": f"a whole number from 1 to {MAX_K}", "user_id": f"1 to {MAX_ID} characters", "item_id": f"1 to {MAX_ID} characters",
            "surface": "for_you, similar or bought_together", "context_item": f"at most {MAX_BASKET} ids of 1 to {MAX_ID} characters",
            "filter": f"at most {MAX_FILTER} characters", "items": f"1 to {MAX_BASKET} ids with commas between, each of 1 to {MAX_ID} characters"}
 
@@ -251,6 +269,9 @@ class Service(Protocol):
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         "Raises `ValueError` for a request that cannot be meant."
 
+    def explained(self, request: RecommendationRequest) -> tuple[RecommendationResponse, list[dict]]:
+        "The same, and a `Why` for each item."
+
     def store_answers(self) -> bool:
         "Whether the online store can be reached."
 
@@ -296,15 +317,17 @@ def create_app(
 def answered(
     service: Service,
     asked: RecommendationRequest,
+    explain: bool=False,
 ) -> tuple[list[dict], dict[str, str]]: # the items, and headers that say how the answer came about
     "One answer; raises `Refused` for what cannot be meant."
-    try: found = service.recommend(asked)
+    try: found, why = service.explained(asked) if explain else (service.recommend(asked), [])
     except ValueError as e: raise unprocessable(str(e)) from None
     service.meter.shown(asked.surface, asked.k, found)
     headers = {"X-Bundle-ID": found.bundle_id}
     if found.fallback: headers["X-Fallback"] = "true"
     if found.degraded: headers["X-Degraded"] = "store"
-    return [{"item_id": x.item_id, "score": x.score} for x in found.items], headers
+    items = [{"item_id": x.item_id, "score": x.score} for x in found.items]
+    return ([i | {"why": w} for i, w in zip(items, why, strict=True)] if explain else items), headers
 
 def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
     "The routes that shoppers' pages ask."
@@ -312,6 +335,8 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
     # thread per request would only add hand-overs. The answer is written directly: a response model would check each
     # item again; `response_model` stays as the documentation, and tests hold the answers to it.
     client = [Depends(allowing(service, ("client", "admin")))]
+    Role = Annotated[str, Depends(allowing(service, ("client", "admin")))]
+    Explain = Annotated[bool, Query(description="say why, per item: sources, SHAP values and a sentence; for admins")]
     wrong = {401: _problem_docs("no valid key, where keys are set"), 422: _problem_docs("a parameter is out of range; the detail says what is allowed")}
     found = lambda about, example=None: {200: {"description": about, "content": {"application/json": {"example": example} if example else {}}}}
     K = Annotated[int, Query(ge=1, le=MAX_K, description="how many items at most")]
@@ -320,45 +345,47 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
 
     named = lambda name: {"X-Request-ID": name} if echo else {}
 
-    def reply(head: dict, asked: RecommendationRequest) -> Response:
-        items, headers = answered(service, asked)
+    def reply(head: dict, asked: RecommendationRequest, role: str = "admin", explain: bool = False) -> Response:
+        if explain and role != "admin": raise Refused(403, "Forbidden", "explain needs a key of the role admin")
+        items, headers = answered(service, asked, explain)
         return Response(to_json(head | {"recommendations": items}), headers=headers | named(asked.request_id), media_type="application/json")
 
-    @app.get("/recommendations/v1/{user_id:text}", response_model=Recommendations, tags=["recommendations"], dependencies=client,
+    @app.get("/recommendations/v1/{user_id:text}", response_model=Recommendations, tags=["recommendations"],
              summary="Items for one shopper, best first", operation_id="recommendations",
              responses=wrong | found("best first", EXAMPLE))
     async def recommendations(
-        request: Request,
+        request: Request, role: Role,
         user_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, examples=["user_123"],
                                           description="the shop's own id of the shopper, known or not; percent-encoded")],
         k: K = 5,
         surface: Annotated[Surface, Query(description="where in the shop")] = "for_you",
         context_item: Annotated[Sequence[Id], Query(max_length=MAX_BASKET, description="the item of the page, or each item of the cart")] = (),
         filter: Wanted = "",
+        explain: Explain = False,
     ) -> Response:
-        return reply({"user_id": user_id}, RecommendationRequest(user_id, k, None, (), surface, context_item, filter, request_id(request)))
+        return reply({"user_id": user_id}, RecommendationRequest(user_id, k, None, (), surface, context_item, filter, request_id(request)), role, explain)
 
-    @app.get("/similar/v1/{item_id:text}", response_model=SimilarItems, tags=["recommendations"], dependencies=client,
+    @app.get("/similar/v1/{item_id:text}", response_model=SimilarItems, tags=["recommendations"],
              summary="Items like one item, best first", operation_id="similar", responses=wrong)
     async def similar(
-        request: Request,
+        request: Request, role: Role,
         item_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, examples=["product_45"],
                                           description="the item of the page, known or not; percent-encoded")],
-        k: K = 5, user_id: Who = "", filter: Wanted = "",
+        k: K = 5, user_id: Who = "", filter: Wanted = "", explain: Explain = False,
     ) -> Response:
         return reply({"item_id": item_id},
-                     RecommendationRequest(user_id or None, k, None, (), "similar", [item_id], filter, request_id(request)))
+                     RecommendationRequest(user_id or None, k, None, (), "similar", [item_id], filter, request_id(request)), role, explain)
 
-    @app.get("/bought-together/v1", response_model=BoughtTogether, tags=["recommendations"], dependencies=client,
+    @app.get("/bought-together/v1", response_model=BoughtTogether, tags=["recommendations"],
              summary="Items that go with a basket, best first", operation_id="bought_together", responses=wrong)
     async def bought_together(
-        request: Request,
+        request: Request, role: Role,
         items: Annotated[str, Query(description="ids with commas between; a comma within an id is sent as %2C", examples=["product_45,product_7"])],  # noqa: ARG001
-        k: K = 5, user_id: Who = "", filter: Wanted = "",
+        k: K = 5, user_id: Who = "", filter: Wanted = "", explain: Explain = False,
     ) -> Response:
         basket = listed(request.scope["query_string"].decode("latin-1"), "items")
         return reply({"items": basket},
-                     RecommendationRequest(user_id or None, k, None, (), "bought_together", basket, filter, request_id(request)))
+                     RecommendationRequest(user_id or None, k, None, (), "bought_together", basket, filter, request_id(request)), role, explain)
 
     @app.post("/recommendations/v1/session", response_model=ForSession, tags=["recommendations"], dependencies=client,
               summary="Items for an anonymous visit, best first", operation_id="session", responses=wrong)

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +27,9 @@ from reco.data.bus import open_codec, open_producer
 from reco.data.intake import Intake
 from reco.data.storage import LakeError
 from reco.data.stream import BusError
+from reco.explain import Explanation, explain, in_words, titles_of
 from reco.features.store import OnlineStore, StoreError, open_store, wait_until_ready
-from reco.pipeline import RecommendationRequest, RecommendationResponse, recommend
+from reco.pipeline import RecommendationRequest, RecommendationResponse, answer, recommend, response
 from reco.redis_server import asking, connect
 from reco.reranking.rulebook import SURFACES
 from reco.settings import Settings, SettingsError, find_settings, load_settings
@@ -61,7 +63,7 @@ class Replica:
             settings = load_settings()
             self.store, self.keys = open_store(settings, timeout_s=STORE_S), keys_for(settings)
             self.intake = open_intake(settings)
-        for trial in trials(bundle, someone(self.store)): recommend(trial, bundle, self.store)
+        for trial in trials(bundle, someone(self.store)): explain(answer(trial, bundle, self.store))
         self.bundle = bundle
         self.meter.asof.set(bundle.moment.asof/1000)
 
@@ -73,6 +75,10 @@ class Replica:
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         return recommend(request, self.bundle, self.store)
+
+    def explained(self, request: RecommendationRequest) -> tuple[RecommendationResponse, list[dict]]:
+        found = answer(request, self.bundle, self.store)
+        return response(found), [as_why(e, titles_of(self.bundle)) for e in explain(found)]
 
     def take(self, events: list[dict]) -> int: # events that are on the bus now, and in the online store if it answers
         "Make events durable, then let the next list know them; raises `NotTaken` or `BusError`."
@@ -101,6 +107,15 @@ def trials(
     page = [bundle.ids.external(bundle.moment.known.nonzero()[0][:1])[0]]
     return [RecommendationRequest(None, 1), RecommendationRequest(user_id, 1),
             *(RecommendationRequest(user_id, 1, surface=s, context_items=page) for s in SURFACES if s != "for_you")]
+
+def as_why(
+    e: Explanation,
+    title: Callable[[str], str], # of an item_id
+) -> dict:                       # the contract's `Why`
+    "An explanation as the contract has it."
+    contributions = [{"feature": c.feature, "meaning": c.meaning, "value": c.value, "log_odds": c.log_odds} for c in e.contributions]
+    return {"reason": in_words(e.reason, title), "because": list(e.reason.because), "sources": e.sources, "log_odds": e.log_odds, "base": e.base,
+            "contributions": contributions, "rest": e.rest}
 
 BUS_S = 2 # a request waits so long for the bus
 

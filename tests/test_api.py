@@ -110,8 +110,8 @@ def test_a_defect_is_a_500_that_tells_nothing(caplog):
 def test_the_contract_describes_itself(http):
     api = http.get("/openapi.json").json()
     get = api["paths"]["/recommendations/v1/{user_id}"]["get"]
-    user_id, k, surface, context_item, wanted = get["parameters"]
-    assert [p["name"] for p in (surface, context_item, wanted)] == ["surface", "context_item", "filter"]
+    user_id, k, surface, context_item, wanted, explain = get["parameters"]
+    assert [p["name"] for p in (surface, context_item, wanted, explain)] == ["surface", "context_item", "filter", "explain"]
     assert (user_id["in"], user_id["required"], k["schema"]["minimum"], k["schema"]["maximum"], k["schema"]["default"]) == ("path", True, 1, 100, 5)
     assert get["responses"]["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Recommendations"}
     assert list(get["responses"]["422"]["content"]) == ["application/problem+json"]

@@ -5,6 +5,7 @@ import string
 import subprocess
 import sys
 from itertools import pairwise
+from math import exp
 from urllib.parse import quote
 
 import polars as pl
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from app.contract import MAX_BASKET, MAX_BATCH, MAX_EVENTS, create_app, listed
+from app.contract import MAX_BASKET, MAX_BATCH, MAX_EVENTS, Why, create_app, listed
 from app.keys import SHORTEST, Keys, KeysError, keys_for, load_keys
 from app.meter import FOLDER
 from app.serve import Replica
@@ -100,6 +101,20 @@ def test_the_surface_of_a_shopper_may_be_named(http, bundle, store, items, user)
 def test_what_cannot_be_meant_is_refused_with_the_reason(http, params, says):
     answer = http.get("/recommendations/v1/u", params=params)
     assert answer.status_code == 422 and says in answer.json()["detail"] and len(answer.content) < 600
+
+
+def test_why_is_told_to_who_asks(http, user, items):
+    paths = f"/recommendations/v1/{user}?k=4", f"/similar/v1/{items[0]}?k=4", f"/bought-together/v1?items={items[0]}&k=4"
+    for path in paths:
+        plain, told = http.get(path).json()["recommendations"], http.get(f"{path}&explain=true").json()["recommendations"]
+        assert [{"item_id": x["item_id"], "score": x["score"]} for x in told] == plain and len(told) == 4
+        for x in told:
+            why = Why.model_validate(x["why"])
+            assert why.reason and why.sources and (why.base is None) == (why.log_odds is None)
+            if why.log_odds is not None:
+                assert abs(why.base + sum(c.log_odds for c in why.contributions) + why.rest - why.log_odds) < 1e-6 and why.contributions
+                assert abs(1 / (1 + exp(-why.log_odds)) - x["score"]) < 1e-5
+    assert http.get(f"{paths[0]}&explain=perhaps").json()["detail"].startswith("explain must be true or false")
 
 
 def test_a_filter_leaves_only_what_it_names(http, bundle):
@@ -229,6 +244,8 @@ def test_a_key_is_looked_at_before_the_request(guarded):
 def test_only_an_admin_sees_the_bundle(guarded, bundle):
     assert guarded.get("/v1/bundle", headers=asked("client")).status_code == 403
     assert guarded.delete("/users/v1/u", headers=asked("client")).status_code == 403
+    path = "/recommendations/v1/u?explain=true"
+    assert [guarded.get(path, headers=asked(role)).status_code for role in ("client", "admin")] == [403, 200]
     assert guarded.get("/v1/bundle", headers=asked("admin")).json()["id"] == bundle.id
     for path in ("/health", "/ready"): assert guarded.get(path).status_code == 200  # load balancers have no key
 
