@@ -3,33 +3,43 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, Protocol
 from urllib.parse import unquote_plus
 
 from fastapi import Depends, FastAPI, Query, Request, Response, Security
+from fastapi import HTTPException as TooLarge
 from fastapi import Path as PathParam
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import reco
+from app.following import Refusal
 from app.keys import Keys
 from app.meter import Meter, Metered
+from reco.bundle import BundleError, UnknownBundle
 from reco.data.histories import epoch_ms
 from reco.data.intake import NotTaken
 from reco.data.stream import BusError
-from reco.pipeline import RecommendationRequest, RecommendationResponse, UserEvent
+from reco.features.store import StoreError
+from reco.pipeline import RecommendationRequest, RecommendationResponse, RequestError, UserEvent
+from reco.published import NothingBefore, Publication
 
 log = logging.getLogger("reco.serve")
 MAX_K, MAX_ID = 100, 512       # items in one answer; characters of an id (longer ones are a caller's mistake)
 MAX_BASKET, MAX_BATCH = 200, 100 # items in front of which a list may be asked for; requests of one batch
 MAX_EVENTS, MAX_FILTER = 1_000, 1_000 # events of one request; characters of a filter
+MAX_TEXT = 20_000              # characters of a title or description
+MAX_BODY = 8 * 2**20           # bytes; a thousand events are a tenth of it
 
 # ---- bodies -------------------------------------------------------------------------------------------------------
 
@@ -78,12 +88,29 @@ class ForSession(BaseModel):
     "The answer for an anonymous visit, best first."
     recommendations: list[Recommendation] = Field(description="best first, no item twice")
 
+LAST_MS = 253_402_300_800_000 # the year 10000: what Python calls a time ends there
+
+def to_ms(
+    value: object, # of JSON
+) -> int:          # ms since 1970
+    "A moment; raises `ValueError` for one without a time zone, before 1970, or that is none."
+    at: object = value
+    if isinstance(value, str):
+        try: moment = datetime.fromisoformat(value)
+        except ValueError: moment = None
+        at = epoch_ms(moment) if moment and moment.tzinfo else None
+    if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < LAST_MS: raise ValueError("ms since 1970, or ISO 8601 with a time zone")
+    return at
+
+Moment = Annotated[int, BeforeValidator(to_ms), WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "exclusiveMaximum": LAST_MS},
+                                                                           {"type": "string", "format": "date-time"}]})]
+
 class SessionEvent(BaseModel):
     "Something that just happened in the visit."
     model_config = ConfigDict(extra="forbid")
     item_id: Id
     event: Literal["click", "view", "addtocart", "transaction"]
-    ts: AwareDatetime|None = Field(None, description="with a time zone; without one the events are taken to have happened in this order, until now")
+    ts: Moment|None = Field(None, description="ms since 1970, or ISO 8601 with a time zone; without it the events are taken to have happened in this order, until now")
 
 class Ask(BaseModel):
     "What to recommend."
@@ -110,24 +137,11 @@ class Answers(BaseModel):
     "The answers of a batch, in the order of its requests."
     answers: list[Recommendations]
 
-def to_ms(
-    value: object, # of JSON
-) -> int:          # ms since 1970
-    "A moment; raises `ValueError` for one without a time zone, before 1970, or that is none."
-    at: object = value
-    if isinstance(value, str):
-        try: moment = datetime.fromisoformat(value)
-        except ValueError: moment = None
-        at = epoch_ms(moment) if moment and moment.tzinfo else None
-    if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < 2**53: raise ValueError("ms since 1970, or ISO 8601 with a time zone")
-    return at
-
 class Event(BaseModel):
     "Something that a shopper did, or was shown: the fields of data/schema/user_event.avsc."
     model_config = ConfigDict(extra="forbid")
     event_id: Id = Field(description="unique, made by the sender, kept when it sends again: the same id twice is the same event")
-    ts: Annotated[int, BeforeValidator(to_ms), WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}]})] = Field(
-        description="when it happened: ms since 1970, or ISO 8601 with a time zone")
+    ts: Moment = Field(description="when it happened: ms since 1970, or ISO 8601 with a time zone")
     user_id: Id
     item_id: Id
     event: Literal["impression", "click", "view", "addtocart", "transaction"]
@@ -140,6 +154,25 @@ class Event(BaseModel):
 
 Events = Annotated[list[Event], Field(min_length=1, max_length=MAX_EVENTS, description="one event alone may be sent without the list"),
                    BeforeValidator(lambda x: [x] if isinstance(x, dict) else x)]
+
+class Change(BaseModel):
+    "What the shop says of an item; what is not named stays as it is."
+    model_config = ConfigDict(extra="forbid")
+    title: Annotated[str, Field(max_length=MAX_TEXT)]|None = None
+    description: Annotated[str, Field(max_length=MAX_TEXT)]|None = None
+    category: Id|None = Field(None, description="the shop's own id of the category")
+    category_path: Annotated[str, Field(max_length=MAX_TEXT)]|None = Field(None, description="root / … / leaf")
+    brand: Id|None = None
+    price: float|None = Field(None, ge=0, le=1e12, allow_inf_nan=False, description="before the discount")
+    discount: float|None = Field(None, ge=0, le=1, allow_inf_nan=False, description="share of the price taken off")
+    stock: int|None = Field(None, ge=0, le=2**53, strict=True, description="0 is sold out")
+
+class Changed(BaseModel):
+    "What became of a change."
+    item_id: str
+    version: int = Field(description="number of the item's last change")
+    changed: bool = Field(description="false when all of it had been said before")
+    live: bool = Field(description="the item can be recommended now, as far as rules let it; false: from the next bundle on")
 
 class Accepted(BaseModel):
     "Events that are safe now."
@@ -155,11 +188,36 @@ class Health(BaseModel):
     status: str = Field(examples=["ok"])
     bundle_id: str = Field(description="the model bundle that answers", examples=["2026-11-01T000000Z-1a2b3c4d"])
 
+class RefusedBundle(BaseModel):
+    "A bundle that was published and is not served."
+    bundle_id: str
+    reason: str
+
 class Ready(BaseModel):
     "Whether requests can be answered, and with what."
     status: Literal["ready", "degraded"] = Field(description="degraded: answered, but without the online store")
     bundle_id: str
     store: Literal["ok", "down"] = Field(description="the online store")
+    refused: RefusedBundle|None = Field(None, description="only while another bundle is published that was refused; the one before goes on")
+
+class Reason(BaseModel):
+    "For the history."
+    model_config = ConfigDict(extra="forbid")
+    who: str = Field("", max_length=200, description="who wants it", examples=["ann"])
+    why: str = Field("", max_length=1_000, examples=["prices are off since this morning"])
+
+class Publish(Reason):
+    "Which bundle to serve."
+    bundle_id: Id = Field(description="of a bundle that was saved", examples=["2026-11-01T000000Z-1a2b3c4d"])
+
+class Published(BaseModel):
+    "What is published now."
+    bundle_id: str
+    before: str = Field(description="what was published until now")
+    at: str = Field(description="UTC, ISO 8601")
+    who: str
+    why: str
+    back: bool = Field(description="whether it was a rollback")
 
 class Problem(BaseModel):
     "What was wrong with a request (RFC 9457, application/problem+json)."
@@ -211,7 +269,8 @@ def _words(name: str, error: dict) -> str: # one of pydantic's errors
     return f"{name} must be {what[:1].lower()}{what[1:]}, not {str(error.get('input'))[:40]!r}"
 
 async def _http(_: Request, error: HTTPException) -> Response: # 404, 405 and the like
-    text = {404: "there is nothing here; /docs lists what there is"}.get(error.status_code, str(error.detail))
+    if error.status_code == 400: return _problem(422, "Unprocessable Content", "the body must be JSON, in UTF-8") # FastAPI's, for bytes that are no text
+    text = {404: "there is nothing here; /docs lists what there is", 413: f"a body may have {MAX_BODY:,} bytes"}.get(error.status_code, str(error.detail))
     return _problem(error.status_code, str(error.detail), text, dict(error.headers or {}))
 
 async def _crash(request: Request, error: Exception) -> Response: # 500: a defect of ours; the log has the traceback
@@ -252,22 +311,27 @@ def happened(
     now: datetime,
 ) -> list[UserEvent]: # those without a time a millisecond after the one before, the last of them just now
     "The events of a visit with their times."
-    return [UserEvent(e.item_id, e.event, e.ts or now - timedelta(milliseconds=len(events) - n)) for n, e in enumerate(events)]
+    return [UserEvent(e.item_id, e.event, now - timedelta(milliseconds=len(events) - n) if e.ts is None else datetime.fromtimestamp(e.ts/1000, UTC)) for n, e in enumerate(events)]
 
 # ---- the app --------------------------------------------------------------------------------------------------------
 
 class NotErased(Exception):
     "Not everything of a shopper was removed; the message says what failed."
 
+class NotFollowing(BundleError):
+    "One bundle is served, whatever is published."
+    def __init__(self) -> None: super().__init__("this endpoint was started with one bundle and follows no other")
+
 class Service(Protocol):
     "What the contract needs behind it."
     bundle_id: str
     about: dict      # the bundle's manifest, for `/v1/bundle`
+    refused: Refusal|None # what is published, where it is not what is served
     keys: Keys
     meter: Meter
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
-        "Raises `ValueError` for a request that cannot be meant."
+        "Raises `RequestError` for a request that cannot be meant."
 
     def explained(self, request: RecommendationRequest) -> tuple[RecommendationResponse, list[dict]]:
         "The same, and a `Why` for each item."
@@ -278,8 +342,17 @@ class Service(Protocol):
     def take(self, events: list[dict]) -> int:
         "How many events are safe now; raises `NotTaken`, or `BusError` when the bus does not take them."
 
+    def put_item(self, item_id: str, change: dict) -> tuple[int, bool, bool]:
+        "The change's number, whether it changed anything, and whether the item can be recommended; raises `StoreError`."
+
     def erase(self, user_id: str) -> tuple[dict[str, int], bool]:
         "Rows removed of each table of the lake, and whether the online store knew the shopper; raises `NotErased`."
+
+    def publish(self, bundle_id: str, who: str, why: str) -> Publication:
+        "Serve another bundle; raises `UnknownBundle`, `NotFollowing`, or `BundleError` with what is wrong with it."
+
+    def rollback(self, who: str, why: str) -> Publication:
+        "Serve what was published before; raises `NothingBefore`, `NotFollowing`."
 
 KEY = APIKeyHeader(name="X-API-Key", auto_error=False, description="a key of the role client or admin; not needed where no keys are set")
 
@@ -288,16 +361,51 @@ def allowing(
     roles: tuple[str, ...],
 ) -> Callable[..., Awaitable[str]]:
     "A dependency that lets only these roles pass, and says which one it was."
-    async def check(request: Request, given: Annotated[str|None, Security(KEY)] = None) -> str:
-        if not service.keys: return "admin"
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        key = given or (token if scheme.lower() == "bearer" else "") # Prometheus, for one, sends no other header
-        role = service.keys.role(key) if key else None
-        if role is None:
-            raise Refused(401, "Unauthorized", "a valid key is needed in the header X-API-Key, or as Authorization: Bearer", {"WWW-Authenticate": "Bearer"})
+    async def check(request: Request, _: Annotated[str|None, Security(KEY)] = None) -> str: # the header is named for /docs; `KeyFirst` has read it
+        role = request.scope["reco.role"]
         if role not in roles: raise Refused(403, "Forbidden", f"this needs a key of the role {' or '.join(roles)}")
         return role
     return check
+
+OPEN = "/health", "/ready", "/docs", "/redoc", "/openapi.json" # for load balancers and readers: no key
+
+def given_key(
+    headers: Headers,
+) -> str: # empty when there is none
+    "Prometheus, for one, sends no header of our own."
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return headers.get("x-api-key") or (token if scheme.lower() == "bearer" else "")
+
+class KeyFirst:
+    "An ASGI app that asks for a key before anything of a request is read: a stranger's body is not parsed."
+    def __init__(self, app: ASGIApp, service: "Service"):
+        self.app, self.service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            keys, key = self.service.keys, given_key(Headers(scope=scope))
+            scope["reco.role"] = ("admin" if not keys else keys.role(key)) if key or not keys else None
+            if scope["reco.role"] is None:
+                return await _problem(401, "Unauthorized", "a valid key is needed in the header X-API-Key, or as Authorization: Bearer",
+                                      {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+        await self.app(scope, receive, send)
+
+class Bounded:
+    "An ASGI app whose requests have bodies of at most `MAX_BODY` bytes, whether they say so or not."
+    def __init__(self, app: ASGIApp): self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "DELETE"): return await self.app(scope, receive, send)
+        said, seen = Headers(scope=scope).get("content-length", "0"), 0
+
+        async def counting() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > MAX_BODY: raise TooLarge(413) # of FastAPI's own type: it takes any other for a body that cannot be read
+            return message
+        if not said.isdigit() or int(said) > MAX_BODY: return await (await _http(Request(scope), TooLarge(413)))(scope, receive, send)
+        await self.app(scope, counting, send)
 
 def create_app(
     service: Service, # answers requests; read anew for each, so that it may swap its bundle
@@ -308,9 +416,12 @@ def create_app(
                   "Recommendations for a shop. Every shopper gets an answer: an unknown one gets what is popular.")
     for error, handler in ((RequestValidationError, _invalid), (HTTPException, _http), (Refused, _refused), (Exception, _crash)):
         app.add_exception_handler(error, handler)
-    app.add_middleware(Metered, meter=service.meter)
+    app.add_middleware(Bounded)
+    app.add_middleware(KeyFirst, service=service)
+    app.add_middleware(Metered, meter=service.meter) # outermost: what is refused counts too
     _add_recommendations(app, service, echo)
     _add_events(app, service)
+    _add_items(app, service)
     _add_operations(app, service)
     return app
 
@@ -321,11 +432,12 @@ def answered(
 ) -> tuple[list[dict], dict[str, str]]: # the items, and headers that say how the answer came about
     "One answer; raises `Refused` for what cannot be meant."
     try: found, why = service.explained(asked) if explain else (service.recommend(asked), [])
-    except ValueError as e: raise unprocessable(str(e)) from None
+    except RequestError as e: raise unprocessable(str(e)) from None
     service.meter.shown(asked.surface, asked.k, found)
     headers = {"X-Bundle-ID": found.bundle_id}
     if found.fallback: headers["X-Fallback"] = "true"
-    if found.degraded: headers["X-Degraded"] = "store"
+    if found.without: headers["X-Degraded"] = ",".join(found.without)
+    if found.kept: headers["X-Cache"] = "hit"
     items = [{"item_id": x.item_id, "score": x.score} for x in found.items]
     return ([i | {"why": w} for i, w in zip(items, why, strict=True)] if explain else items), headers
 
@@ -338,6 +450,8 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
     Role = Annotated[str, Depends(allowing(service, ("client", "admin")))]
     Explain = Annotated[bool, Query(description="say why, per item: sources, SHAP values and a sentence; for admins")]
     wrong = {401: _problem_docs("no valid key, where keys are set"), 422: _problem_docs("a parameter is out of range; the detail says what is allowed")}
+    long = wrong | {413: _problem_docs("the body is too large")}
+    told = wrong | {403: _problem_docs("explain needs a key of the role admin")}
     found = lambda about, example=None: {200: {"description": about, "content": {"application/json": {"example": example} if example else {}}}}
     K = Annotated[int, Query(ge=1, le=MAX_K, description="how many items at most")]
     Wanted = Annotated[str, Query(max_length=MAX_FILTER, description="which items may be shown: category:shoes,price<50")]
@@ -352,7 +466,7 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
 
     @app.get("/recommendations/v1/{user_id:text}", response_model=Recommendations, tags=["recommendations"],
              summary="Items for one shopper, best first", operation_id="recommendations",
-             responses=wrong | found("best first", EXAMPLE))
+             responses=told | found("best first", EXAMPLE))
     async def recommendations(
         request: Request, role: Role,
         user_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, examples=["user_123"],
@@ -366,7 +480,7 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
         return reply({"user_id": user_id}, RecommendationRequest(user_id, k, None, (), surface, context_item, filter, request_id(request)), role, explain)
 
     @app.get("/similar/v1/{item_id:text}", response_model=SimilarItems, tags=["recommendations"],
-             summary="Items like one item, best first", operation_id="similar", responses=wrong)
+             summary="Items like one item, best first", operation_id="similar", responses=told)
     async def similar(
         request: Request, role: Role,
         item_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, examples=["product_45"],
@@ -377,7 +491,7 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
                      RecommendationRequest(user_id or None, k, None, (), "similar", [item_id], filter, request_id(request)), role, explain)
 
     @app.get("/bought-together/v1", response_model=BoughtTogether, tags=["recommendations"],
-             summary="Items that go with a basket, best first", operation_id="bought_together", responses=wrong)
+             summary="Items that go with a basket, best first", operation_id="bought_together", responses=told)
     async def bought_together(
         request: Request, role: Role,
         items: Annotated[str, Query(description="ids with commas between; a comma within an id is sent as %2C", examples=["product_45,product_7"])],  # noqa: ARG001
@@ -388,14 +502,14 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
                      RecommendationRequest(user_id or None, k, None, (), "bought_together", basket, filter, request_id(request)), role, explain)
 
     @app.post("/recommendations/v1/session", response_model=ForSession, tags=["recommendations"], dependencies=client,
-              summary="Items for an anonymous visit, best first", operation_id="session", responses=wrong)
+              summary="Items for an anonymous visit, best first", operation_id="session", responses=long)
     async def session(request: Request, body: Session) -> Response:
         now = datetime.now(UTC)
         return reply({}, RecommendationRequest(None, body.k, now, happened(body.events, now), body.surface, body.context_items,
                                                         body.filter, request_id(request)))
 
     @app.post("/recommendations/v1/batch", response_model=Answers, tags=["recommendations"], dependencies=client,
-              summary="Several requests at once", operation_id="batch", responses=wrong)
+              summary="Several requests at once", operation_id="batch", responses=long)
     async def batch(request: Request, body: Batch) -> Response:
         name, answers = request_id(request), []
         for n, r in enumerate(body.requests): # in a thread, one after the other: single requests go on in between
@@ -410,7 +524,7 @@ def _add_events(app: FastAPI, service: Service) -> None:
     @app.post("/events/v1", response_model=Accepted, status_code=202, tags=["events"], operation_id="events",
               summary="Something happened: durable when this is answered, and the next list knows it",
               dependencies=[Depends(allowing(service, ("client", "admin")))],
-              responses={401: _problem_docs("no valid key, where keys are set"), 422: _problem_docs("an event breaks a rule; nothing of the request was taken"),
+              responses={401: _problem_docs("no valid key, where keys are set"), 413: _problem_docs("the body is too large"), 422: _problem_docs("an event breaks a rule; nothing of the request was taken"),
                          503: _problem_docs("the events could not be made durable: send all of them again")})
     async def events(body: Events) -> Response:
         try: n = await run_in_threadpool(service.take, [dict(e) for e in body])
@@ -433,6 +547,26 @@ def _add_events(app: FastAPI, service: Service) -> None:
             raise Refused(503, "Service Unavailable", "not everything was removed; ask again", {"Retry-After": "3"}) from None
         return Response(to_json({"rows": rows, "online": online}), media_type="application/json")
 
+def _add_items(app: FastAPI, service: Service) -> None:
+    "The route by which the shop speaks of its items."
+    @app.put("/items/v1/{item_id:text}", response_model=Changed, tags=["items"], operation_id="put_item",
+             summary="An item is new, or its price, stock or words change: the next list knows it",
+             dependencies=[Depends(allowing(service, ("admin",)))],
+             responses={401: _problem_docs("no valid key, where keys are set"), 403: _problem_docs("not an admin's key"), 413: _problem_docs("the body is too large"),
+                        422: _problem_docs("a field is out of range, or nothing is said"), 503: _problem_docs("it could not be written down: ask again")})
+    async def put_item(item_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, description="the shop's own id, known or not; percent-encoded")],
+                       body: Change) -> Response:
+        change = body.model_dump(exclude_none=True)
+        if not change: raise unprocessable(f"nothing is said of the item: {', '.join(Change.model_fields)} can be")
+        if "stock" in change: change["available"] = change.pop("stock") > 0
+        if "category" in change: change["category_id"] = change.pop("category")
+        try: version, changed, live = await run_in_threadpool(service.put_item, item_id, change)
+        except StoreError as e:
+            log.error("an item was not changed: %s", e)
+            raise Refused(503, "Service Unavailable", "the change could not be written down; send it again", {"Retry-After": "3"}) from None
+        service.meter.items.inc(changed)
+        return Response(to_json({"item_id": item_id, "version": version, "changed": changed, "live": live}), media_type="application/json")
+
 def _add_operations(app: FastAPI, service: Service) -> None:
     "The routes that operators and load balancers ask."
     @app.get("/health", response_model=Health, tags=["operations"], summary="Is it alive, and with which bundle")
@@ -441,9 +575,9 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready", response_model=Ready, tags=["operations"], summary="Can it answer, and with what")
     async def ready() -> Response:
-        there = await run_in_threadpool(service.store_answers)
-        return Response(to_json({"status": "ready" if there else "degraded", "bundle_id": service.bundle_id, "store": "ok" if there else "down"}),
-                        media_type="application/json")
+        there, no = await run_in_threadpool(service.store_answers), service.refused
+        found = {"status": "ready" if there else "degraded", "bundle_id": service.bundle_id, "store": "ok" if there else "down"}
+        return Response(to_json(found | ({"refused": asdict(no)} if no else {})), media_type="application/json")
 
     @app.get("/metrics", tags=["operations"], summary="Figures for Prometheus", operation_id="metrics",
              dependencies=[Depends(allowing(service, ("client", "admin")))],
@@ -455,3 +589,28 @@ def _add_operations(app: FastAPI, service: Service) -> None:
              dependencies=[Depends(allowing(service, ("admin",)))], responses={401: _problem_docs("no valid key"), 403: _problem_docs("not an admin's key")})
     async def bundle() -> Response:
         return Response(to_json(service.about), media_type="application/json")
+
+    admin = [Depends(allowing(service, ("admin",)))]
+    moved = {401: _problem_docs("no valid key"), 403: _problem_docs("not an admin's key"), 409: _problem_docs("there is nothing to go back to, or one bundle is served whatever is published"),
+             413: _problem_docs("the body is too large"), 422: _problem_docs("the bundle was refused; the detail says why"), 503: _problem_docs("it could not be written down: ask again")}
+
+    @app.put("/v1/bundle", response_model=Published, tags=["operations"], operation_id="publish", dependencies=admin,
+             summary="Serve another bundle, after a trial; every replica does within seconds", responses=moved | {404: _problem_docs("there is no such bundle")})
+    async def publish(body: Publish) -> Response: return await change(service.publish, body.bundle_id, body.who, body.why)
+
+    @app.post("/v1/bundle/rollback", response_model=Published, tags=["operations"], operation_id="rollback", dependencies=admin,
+              summary="Serve what was published before", responses=moved)
+    async def rollback(body: Reason|None = None) -> Response:
+        said = body or Reason()
+        return await change(service.rollback, said.who, said.why)
+
+async def change(act: Callable[..., Publication], *args: str) -> Response:
+    "Publish or go back; what is wrong as a problem."
+    try: done = await run_in_threadpool(act, *args)
+    except UnknownBundle as e: raise Refused(404, "Not Found", str(e)) from None
+    except (NothingBefore, NotFollowing) as e: raise Refused(409, "Conflict", str(e)) from None
+    except BundleError as e: raise unprocessable(f"the bundle is refused: {str(e)[:1_000]}") from None
+    except OSError as e:
+        log.error("nothing was published: %s", e)
+        raise Refused(503, "Service Unavailable", f"nothing was published: {e.strerror}", {"Retry-After": "3"}) from None
+    return Response(to_json(asdict(done)), media_type="application/json")

@@ -15,14 +15,19 @@ SECONDS = (.0005, .001, .002, .003, .005, .0075, .01, .02, .05, .1, .25, .5, 1, 
 class Meter:
     "The figures of a replica. No label takes a value that a caller can choose."
     def __init__(self) -> None:
+        if folder := os.environ.get(FOLDER): os.makedirs(folder, exist_ok=True) # on a cluster nobody has made it yet
         self.registry = CollectorRegistry()
         make = lambda kind, name, about, labels=(), **more: kind(f"reco_{name}", about, labels, registry=self.registry, **more)
         self.requests = make(Counter, "http_requests", "Requests answered", ["route", "status"])
         self.seconds = make(Histogram, "http_request_seconds", "From the request to the end of its answer", ["route"], buckets=SECONDS)
         self.lists = make(Counter, "lists", "Lists of recommendations", ["surface", "fallback", "degraded"])
+        self.kept = make(Counter, "lists_from_cache", "Lists that were made for an earlier request; the others were made anew", ["surface"])
+        self.without = make(Counter, "done_without", "Lists that were made without something that failed or was late", ["what"])
         self.short = make(Counter, "short_lists", "Lists with fewer items than were asked for", ["surface"])
         self.dropped = make(Counter, "dropped_items", "Candidates that a rule left out", ["rule"])
         self.events = make(Counter, "events_accepted", "Events that were made durable")
+        self.items = make(Counter, "items_changed", "Changes of items that the shop sent and that changed something")
+        self.refused = make(Counter, "bundles_refused", "Published bundles that were not taken into service")
         self.asof = make(Gauge, "bundle_asof_timestamp_seconds", "The moment before which the model learned", multiprocess_mode="mostrecent")
 
     def shown(self,
@@ -32,6 +37,8 @@ class Meter:
     ) -> None:
         "Count a list."
         self.lists.labels(surface, str(found.fallback).lower(), str(found.degraded).lower()).inc()
+        if found.kept: self.kept.labels(surface).inc()
+        for what in found.without: self.without.labels(what).inc()
         if len(found.items) < k: self.short.labels(surface).inc()
         for rule, n in found.dropped.items(): self.dropped.labels(rule).inc(n)
 

@@ -17,21 +17,25 @@ from typing import TYPE_CHECKING
 from deltalake.exceptions import DeltaError
 from fastapi import FastAPI
 
-from app.contract import NotErased, create_app
+from app.contract import NotErased, NotFollowing, create_app
 from app.erase import erase_lake
+from app.following import Following, Refusal, prepared, to_serve, try_out, whole
 from app.keys import Keys, KeysError, keys_for
 from app.meter import FOLDER, Meter
 from app.ports import free_port, port_free, reach
-from reco.bundle import BundleError, ModelBundle, latest_bundle, load_bundle, verify
+from reco.bundle import BundleError, ModelBundle
+from reco.candidates.content import Content
+from reco.candidates.newcomers import ready_to_read
 from reco.data.bus import open_codec, open_producer
 from reco.data.intake import Intake
 from reco.data.storage import LakeError
 from reco.data.stream import BusError
 from reco.explain import Explanation, explain, in_words, titles_of
 from reco.features.store import OnlineStore, StoreError, open_store, wait_until_ready
+from reco.online import online_of
 from reco.pipeline import RecommendationRequest, RecommendationResponse, answer, recommend, response
+from reco.published import Publication
 from reco.redis_server import asking, connect
-from reco.reranking.rulebook import SURFACES
 from reco.settings import Settings, SettingsError, find_settings, load_settings
 
 if TYPE_CHECKING:
@@ -39,15 +43,20 @@ if TYPE_CHECKING:
 
 # ---- the replica --------------------------------------------------------------------------------------------------
 
-STORE_S = 0.2 # a request waits so long for the online store, then it answers without; half a millisecond is usual
+STORE_SHARE = 0.8 # of a request's time that the online store may take; half a millisecond is usual
+
+NEW_S = 1         # an answer about a new item waits so long until the item is shown
 
 class Replica:
     "Holds one bundle and a connection to the online store; Ray Serve makes `replicas` of them."
     bundle: ModelBundle|None = None # until the first `reconfigure`
     store: OnlineStore|None = None
     intake: Intake|None = None
+    following: Following|None = None # None when one bundle is served whatever is published
     meter: Meter                    # of this process
     keys: Keys = Keys(())           # of the settings, which say that somebody must have one
+    deadline_s: float|None = None   # of the settings; None waits for everything
+    keep_s: int = 0                 # seconds that a list may be shown again
 
     def __init__(self) -> None: self.meter = Meter()
 
@@ -55,17 +64,53 @@ class Replica:
         return create_app(self, echo=False)
 
     def reconfigure(self,
-        config: dict[str, str], # {"bundle": folder of a bundle}
+        config: dict[str, str], # {"bundle": folder of one bundle, or of bundles: then what is published there is followed; "" for the settings' own}
     ) -> None:
         "Take a bundle into service; raises `BundleError`, and then the one before stays. Ray Serve calls it for each new config."
-        bundle = load_bundle(Path(config["bundle"]))
-        if self.store is None: # from settings and environment, as the driver: an address with a password is in no config of Ray's
-            settings = load_settings()
-            self.store, self.keys = open_store(settings, timeout_s=STORE_S), keys_for(settings)
-            self.intake = open_intake(settings)
-        for trial in trials(bundle, someone(self.store)): explain(answer(trial, bundle, self.store))
-        self.bundle = bundle
+        folder, following = Path(config["bundle"] or bundles_of(load_settings())), None
+        one = (folder/"manifest.json").is_file()
+        if not one: to_serve(folder) # raises when nothing was ever published there
+        self.open()
+        if one: self.use(self.prepared(folder))
+        else:
+            following = Following(folder, self.prepared, self.use, self.meter.refused.inc)
+            following.begin()
+        if self.following: self.following.end()
+        self.following = following
+
+    def prepared(self, folder: Path) -> ModelBundle: # raises `BundleError`
+        "A bundle that has answered on trial."
+        return prepared(folder, self.try_out)
+
+    def open(self) -> None:
+        "Store, bus and keys: from settings and environment, as the driver; an address with a password is in no config of Ray's."
+        if self.store is not None: return
+        settings = load_settings()
+        self.store, self.keys = open_store(settings, timeout_s=STORE_SHARE*settings.serving.deadline_ms/1000), keys_for(settings)
+        self.intake = open_intake(settings)
+        self.deadline_s, self.keep_s = settings.serving.deadline_ms/1000, settings.serving.cache_seconds
+
+    def try_out(self, bundle: ModelBundle) -> None:
+        content = bundle.moment.sources.get("content")
+        if isinstance(content, Content) and content.readable: ready_to_read(content)
+        try_out(bundle, self.store)
+        online_of(bundle, self.store).background = True # from here on nobody waits for what is newer
+
+    def use(self, bundle: ModelBundle) -> None: # one assignment: a request keeps the bundle that it began with
+        old, self.bundle = self.bundle, bundle
+        if old is not None: vars(old).pop("_online", None) # it knows its bundle: a circle, and Ray has told Python not to look for those
         self.meter.asof.set(bundle.moment.asof/1000)
+
+    @property
+    def refused(self) -> Refusal|None: return self.following and self.following.refusal
+
+    def publish(self, bundle_id: str, who: str, why: str) -> Publication:
+        if self.following is None: raise NotFollowing
+        return self.following.publish(bundle_id, who, why)
+
+    def rollback(self, who: str, why: str) -> Publication:
+        if self.following is None: raise NotFollowing
+        return self.following.rollback(who, why)
 
     @property
     def bundle_id(self) -> str: return self.bundle.manifest["id"]
@@ -74,11 +119,12 @@ class Replica:
     def about(self) -> dict: return self.bundle.manifest
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
-        return recommend(request, self.bundle, self.store)
+        return recommend(request, self.bundle, self.store, self.deadline_s, self.keep_s)
 
     def explained(self, request: RecommendationRequest) -> tuple[RecommendationResponse, list[dict]]:
-        found = answer(request, self.bundle, self.store)
-        return response(found), [as_why(e, titles_of(self.bundle)) for e in explain(found)]
+        bundle = self.bundle
+        found, said = answer(request, bundle, self.store), online_of(bundle, self.store).newest.titles
+        return response(found), [as_why(e, titles_of(bundle, said)) for e in explain(found)]
 
     def take(self, events: list[dict]) -> int: # events that are on the bus now, and in the online store if it answers
         "Make events durable, then let the next list know them; raises `NotTaken` or `BusError`."
@@ -86,6 +132,12 @@ class Replica:
         taken = self.intake.take(events, datetime.now(UTC))
         with contextlib.suppress(StoreError): self.store.breaker.ask(lambda: self.store.append(taken)) # else the consumer brings them
         return taken.height
+
+    def put_item(self, item_id: str, change: dict) -> tuple[int, bool, bool]: # number of the change, whether it was one, whether the item is live
+        "Keep what the shop says of an item, and show it; raises `StoreError`."
+        bundle = self.bundle
+        version, changed = self.store.breaker.ask(lambda: self.store.put_item(item_id, change))
+        return version, changed, online_of(bundle, self.store).bring(version, item_id, NEW_S)
 
     def erase(self, user_id: str) -> tuple[dict[str, int], bool]: # rows of each table, and whether the online store knew the shopper
         "The lake first: it is what everything else is made of; raises `NotErased`."
@@ -98,15 +150,6 @@ class Replica:
         if self.store is None: return False
         try: return bool(self.store.breaker.ask(lambda: ping(self.store)))
         except StoreError: return False
-
-def trials(
-    bundle: ModelBundle,
-    user_id: str|None, # a shopper with a past; None when nobody has one
-) -> list[RecommendationRequest]:
-    "One request of each kind: what compiles, loads or fails does so before the first shopper."
-    page = [bundle.ids.external(bundle.moment.known.nonzero()[0][:1])[0]]
-    return [RecommendationRequest(None, 1), RecommendationRequest(user_id, 1),
-            *(RecommendationRequest(user_id, 1, surface=s, context_items=page) for s in SURFACES if s != "for_you")]
 
 def as_why(
     e: Explanation,
@@ -132,20 +175,31 @@ def ping(
     "Whether it answers."
     with asking("ping"): return store.client.ping()
 
-def someone(
-    store: OnlineStore,
-) -> str|None: # a shopper with a past; None when nobody has one or the store is down
-    "Whom to ask for on trial."
-    try: return store.breaker.ask(store.someone)
-    except StoreError: return None
+def bundles_of(
+    settings: Settings, # [bundles]
+) -> Path: # absolute
+    "The folder of the bundles."
+    return settings.path(settings.bundles.root).absolute()
+
+# A replica answers one request at a time: where two are with it on average, one waits. More replicas come after 10 s of that, and go after 5 minutes
+# without: a start takes seconds, and a visit's load goes up and down within them.
+AUTOSCALING = {"target_ongoing_requests": 2, "upscale_delay_s": 10, "downscale_delay_s": 300}
+
+def scale(
+    least: int, # replicas
+    most: int,  # while many requests wait; not above `least` is a fixed number
+) -> dict:      # options of a deployment
+    "How many replicas there are."
+    if most <= least: return {"num_replicas": least}
+    return {"autoscaling_config": {"min_replicas": least, "initial_replicas": least, "max_replicas": most} | AUTOSCALING}
 
 def application(
-    args: dict[str, str], # {"bundle": folder of a bundle, "replicas": how many}
-) -> "Application":       # what `serve.run`, `serve build` and `serve deploy` take
+    args: dict[str, str], # "bundle": as for `Replica.reconfigure`, the settings' own if not given; "replicas" and "max_replicas": how many, 1 and no more
+) -> "Application":       # what `serve.run` and `serve deploy` take; `app.cluster` makes the file for the latter
     "The Ray Serve application."
     from ray import serve
     return serve.deployment(serve.ingress()(Replica), name="recommendations").options(
-        num_replicas=int(args.get("replicas", 1)), user_config={"bundle": str(args["bundle"])}, max_ongoing_requests=100,
+        **scale(int(args.get("replicas", 1)), int(args.get("max_replicas", 0))), user_config={"bundle": str(args.get("bundle", ""))}, max_ongoing_requests=100,
         graceful_shutdown_timeout_s=5, ray_actor_options={"num_cpus": 0.5}).bind()
 
 # ---- running it ---------------------------------------------------------------------------------------------------
@@ -197,10 +251,11 @@ def init_ray(
             print(f"Ray missed its own deadline for starting (is the machine busy?); try {tries + 1} of {TRIES}", flush=True)
 
 def start(
-    bundle: Path,    # folder of the bundle to serve
+    bundle: Path,    # folder of one bundle, or of bundles: then the published one is followed
     host: str,       # address to bind
     port: int,       # port to bind
     replicas: int,   # how many processes answer
+    max_replicas: int = 0, # while many requests wait; 0: no more than that
 ) -> None:
     "Start Ray and Serve in this process's care; returns when the endpoint answers; raises `StartError`."
     if not port_free(host, port):
@@ -211,10 +266,10 @@ def start(
         os.environ.setdefault(name, value) # read when ray.serve is imported, hence the imports below
     from ray import serve
     for name,level in (("ray", logging.ERROR), ("ray.serve", logging.WARNING)): logging.getLogger(name).setLevel(level)
-    init_ray(max(os.cpu_count() or 1, replicas + 1))
+    init_ray(max(os.cpu_count() or 1, replicas + 1, max_replicas + 1))
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
-    serve.run(application({"bundle": bundle, "replicas": replicas}), logging_config=quiet)
+    serve.run(application({"bundle": bundle, "replicas": replicas, "max_replicas": max_replicas}), logging_config=quiet)
 
 def stop() -> None:
     "End the replicas, HAProxy and Ray's processes that `start` began."
@@ -241,19 +296,19 @@ def _interrupt(_signum: int, _frame: object) -> None: # SIGTERM and Ctrl-C end t
     raise KeyboardInterrupt
 
 def main() -> int: # exit code
-    "`python -m app.serve`: serve the newest bundle until SIGINT or SIGTERM."
+    "`python -m app.serve`: serve the published bundle, whichever that is, until SIGINT or SIGTERM."
     began, store = time.monotonic(), None
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, _interrupt) # SIGINT too: a shell may have it ignored
     try:
         settings = load_settings()
         if found := find_settings(): os.environ["RECO_SETTINGS"] = str(found.absolute()) # for the replicas, wherever they stand
-        bundle = latest_bundle(settings.path(settings.bundles.root)).absolute()
-        verify(bundle) # a replica checks it too, but half a minute later and inside a traceback of Ray's
+        root = bundles_of(settings)
+        bundle = whole(root) # a replica checks it too, but half a minute later and inside a traceback of Ray's
         keys_for(settings)
         host, port = settings.serving.host, settings.serving.port
         print(f"{bundle.name} on {host}:{port}: starting Ray Serve (half a minute on 2 cores)", flush=True)
         store = look_at_store(settings)
-        start(bundle, host, port, settings.serving.replicas)
+        start(root, host, port, settings.serving.replicas, settings.serving.max_replicas)
         signal.signal(signal.SIGTERM, _interrupt) # ray.init put its own there
         print(f"ready after {time.monotonic() - began:.0f} s: {reach(host, port)}/docs", flush=True)
         while True: signal.pause()

@@ -68,8 +68,8 @@ def main() -> None:
         busy = [full[i % len(full)] for i in range(n)]
         results += [
             ("round trip", "PING", percentiles(measure(lambda _: store.client.ping(), some))),
-            ("past and pointer", f"{np.mean([len(u) for u in users]):.0f} events on average", percentiles(measure(lambda u: store.past_and_active(u, "bundle"), some))),
-            ("past and pointer", "shoppers with 100 events or more", percentiles(measure(lambda u: store.past_and_active(u, "bundle"), busy))),
+            ("past and pointer", f"{np.mean([len(u) for u in users]):.0f} events on average", percentiles(measure(lambda u: store.ask(u, "bundle"), some))),
+            ("past and pointer", "shoppers with 100 events or more", percentiles(measure(lambda u: store.ask(u, "bundle"), busy))),
             ("rows", case, percentiles(measure(lambda x: store.rows("bundle", x), asked))),
             ("pipelined HGETALL", case, percentiles(measure(lambda x: read_hashes(store, x), asked)))]
         store.close()

@@ -39,6 +39,7 @@ class IngestFlow(FlowSpec):
                       s.quality, s.data.session_gap_minutes, s.path(s.data.scratch), s.data.memory_gb)
         self.refused, self.verdict, self.reasons = done.refused, done.verdict, done.reasons
         self.summary, self.days, self.snapshots, self.profile = done.summary, done.days, done.snapshots, described(done.profile)
+        self.said = 0 if self.refused else said_online()
         for part in card_parts(self): current.card.append(part)
         self.next(self.end)
 
@@ -50,8 +51,23 @@ class IngestFlow(FlowSpec):
         self.record = run_record(self.settings, self.git_sha, inputs, self.snapshots, self.now)
         for r in self.verdict.filter(~pl.col("passed")).iter_rows(named=True):
             print(f"warning: {r['table']}: {r['constraint']} = {r['value']:.4g} is over the limit {r['limit']:g}")
+        if self.said: print(f"{self.said:,} rows of the catalogue from what the shop said online")
         print(f"{found['rows']:,} events of {found['users']:,} shoppers and {found['items']:,} items, "
               f"{found['catalog']:,} catalogue rows, {self.reasons['rows'].sum():,} rows set aside; {self.snapshots}")
+
+
+def said_online() -> int:
+    """What the shop said of its items to the endpoint since, as rows of the lake's catalogue; how many were new."""
+    from reco.features.store import StoreError, open_store, wait_until_ready
+    from reco.materialize import keep_live
+    try:
+        store = open_store(SETTINGS, timeout_s=30)
+        wait_until_ready(store.client)
+        try: return keep_live(store, open_lake(SETTINGS))
+        finally: store.close()
+    except StoreError as e:
+        print(f"warning: {e}; what the shop said online comes into the lake next time")
+        return 0
 
 
 def card_parts(run: IngestFlow) -> list:

@@ -38,7 +38,14 @@ class MaterializeFlow(FlowSpec):
             latest_bundle,
             load_bundle,
         )
-        from reco.materialize import item_rows, materialize_pasts, materialize_rows, materialized, version_of
+        from reco.materialize import (
+            forget_live,
+            item_rows,
+            materialize_pasts,
+            materialize_rows,
+            materialized,
+            version_of,
+        )
         lake, bundle = open_lake(SETTINGS), load_bundle(latest_bundle(SETTINGS.path(SETTINGS.bundles.root)))
         store = open_store(SETTINGS, timeout_s=30)
         wait_until_ready(store.client)
@@ -56,6 +63,7 @@ class MaterializeFlow(FlowSpec):
             materialize_rows(store, bundle, self.version, rows, epoch_ms(self.asof))
             self.parts += [{"part": "features", "shoppers": None, "events": None, "new": None, "items": len(rows),
                             "seconds": time.perf_counter() - began}]
+        self.forgotten = forget_live(store, bundle)
         store.close()
         self.next(self.end)
 
@@ -68,6 +76,7 @@ class MaterializeFlow(FlowSpec):
         for part in card_parts(self.bundle, self.version, self.snapshots, self.parts): current.card.append(part)
         for p in self.parts: print(f"{p['part']}: " + ", ".join(f"{v:,.1f} s" if k == "seconds" else f"{v:,} {k}"
                                                                  for k, v in p.items() if k != "part" and v is not None))
+        if self.forgotten: print(f"{self.forgotten:,} items that the shop changed online are in the bundle now")
         about = f"version {self.version} of bundle {self.bundle}, the lake at {self.snapshots}"
         print(f"materialized {about}" if self.parts else f"nothing to do: the store holds {about}")
 

@@ -7,7 +7,7 @@ from metaflow import FlowSpec, card, current, project, step
 from metaflow.cards import Markdown, VegaChart
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
-from reco.bundle import make_bundle, publish, save_bundle
+from reco.bundle import make_bundle, save_bundle
 from reco.data.histories import epoch_ms
 from reco.data.lake import open_lake
 from reco.data.shop import ShopData, index_shop
@@ -15,6 +15,7 @@ from reco.evaluation.backtest import backtest
 from reco.evaluation.strengths import choose_strengths
 from reco.moment import make_sources
 from reco.provenance import git_sha, versions
+from reco.published import publish
 from reco.ranking.alarms import leak_report, stop_on_leaks
 from reco.ranking.training import cutoffs_of, fit_rankers, training_examples
 from reco.reranking.rulebook import SURFACES, RuleBook, RuleError, read_rules
@@ -89,7 +90,7 @@ class TrainFlow(FlowSpec):
         bundle = make_bundle(shop, epoch_ms(self.asof), self.rankers, self.settings, about, self.book, self.strengths, self.choices)
         if unknown := bundle.reranker.compiled.unknown: print(f"rules name what the catalogue does not have: {', '.join(unknown)}")
         folder = save_bundle(bundle, self.settings.path(self.settings.bundles.root))
-        publish(folder)
+        publish(folder, "flows/train.py", f"run {current.run_id}")
         self.bundle = folder.name
         for part in card_parts(self.table, bundle.ranker, bundle.moment.features, self.bundle, self.snapshots): current.card.append(part)
         for part in (Markdown("## What variety costs, on validation"), card_table(self.frontier), Markdown("## Leak alarms"),

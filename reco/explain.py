@@ -168,9 +168,9 @@ class Facts:
     def category(self, i:int)->str: # "" where unknown
         "Its category by name."
         code = self.bundle.moment.state.category[self.items[i]]
-        return str(self.bundle.moment.state.categories[code]) if code >= 0 else ""
+        return str(self.bundle.reranker.compiled.at.names["category"][code]) if code >= 0 else ""
 
-    def id(self, item:int)->str: return self.bundle.ids.ids[int(item)]
+    def id(self, item:int)->str: return self.bundle.ids.external(np.array([item]))[0]
 
     def singles(self, source:str)->Histories: # of a column of the merge
         "The single items that a source was asked about."
@@ -207,11 +207,12 @@ def in_words(
 
 def titles_of(
     bundle:ModelBundle,
-)->Callable[[str], str]: # item_id → its title, or the id where there is none
-    "What the bundle's items are called."
+    said:dict[str, str]|None=None, # item_id → what the shop has called it since
+)->Callable[[str], str]:           # item_id → its title, or the id where there is none
+    "What items are called."
     def title(item_id:str)->str:
-        i = bundle.ids.get(item_id)
-        return (bundle.items["title"][i] if i >= 0 else None) or item_id
+        i, now = bundle.ids.get(item_id), (said or {}).get(item_id)
+        return now or (bundle.items["title"][i] if 0 <= i < bundle.items.height else None) or item_id
     return title
 
 # %% ../nbs/63_explain.ipynb #17ecb613

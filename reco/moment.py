@@ -6,7 +6,6 @@
 __all__ = ['BUILT_IN', 'make_sources', 'gap_ms', 'Moment', 'fit_moment', 'with_items', 'ranker_rows']
 
 # %% ../nbs/39_moment.ipynb #40c8ce93
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -100,12 +99,11 @@ def ranker_rows(
     moment:Moment,
     h:Histories,     # pasts of n requests
     k:int=10,        # items wanted per answer
-    item_rows:Callable[[np.ndarray], np.ndarray]|None=None, # int32 item_idx → float32 [rows, item features]; the moment's when not given
     extra:np.ndarray|None=None, # int32 item_idx of items that are candidates of every request, proposed or not
 )->tuple[Candidates, np.ndarray]: # the candidates, and float32 [rows, features]
     "Candidates of each request and the ranker's input for them."
     quotas = moment.quotas | {"popularity": max(moment.quotas["popularity"], 2*k)}
     c = merge({name: source.retrieve(h, quotas[name]) for name, source in moment.sources.items()})
     if extra is not None: c = with_items(c, extra)
-    return c, assemble(c.indptr, c.item, c.ranks, score_all(moment.sources, h, c), h, moment.per_item[c.item] if item_rows is None else item_rows(c.item),
+    return c, assemble(c.indptr, c.item, c.ranks, score_all(moment.sources, h, c), h, moment.per_item[c.item],
                        moment.state, moment.gap_ms)

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['Lists', 'best_source', 'make_lists', 'rank', 'nearest_in_text', 'Scoring', 'around', 'UserEvent',
-           'RecommendationRequest', 'ScoredItem', 'RecommendationResponse', 'fresh_events', 'request_history', 'Asked',
-           'check', 'known_context', 'scored', 'pins_for', 'apart_from', 'left_over', 'Answer', 'answer', 'response',
-           'recommend']
+           'RecommendationRequest', 'ScoredItem', 'RecommendationResponse', 'RequestError', 'fresh_events',
+           'request_history', 'Asked', 'check', 'known_context', 'scored', 'pins_for', 'apart_from', 'left_over',
+           'Answer', 'answer', 'response', 'question_of', 'packed', 'unpacked', 'recommend']
 
 # %% ../nbs/61_pipeline.ipynb #13056dcb
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -18,14 +20,16 @@ import numpy as np
 from .bundle import ModelBundle
 from .candidates.base import Candidates, top_k
 from .data.histories import ADDTOCART, VIEW, Histories, epoch_ms
+from .deadline import Clock, on_time
 from .features.items import ITEM_FEATURES
 from .features.pasts import PastEvent
-from .features.store import OnlineStore, StoreError, history_of_request
+from .features.store import OnlineStore, StoreError, Told, history_of_request
 from .moment import Moment, ranker_rows
+from .online import online_of
 from .ranking.lambdamart import Ranker
 from .ranking.orders import FUSED, Order
 from .ranking.surfaces import context_of, context_rows
-from .reranking.filters import Bound, Term, bind, parse_filter
+from .reranking.filters import Bound, FilterError, Term, bind, parse_filter
 from .reranking.lists import Reranker, rerank
 from .reranking.rulebook import SURFACES
 from .reranking.rules import BEYOND, hard_fates, pins_now
@@ -110,6 +114,7 @@ class Scoring:
 # %% ../nbs/61_pipeline.ipynb #5a0beaf3
 def around(
     bundle:ModelBundle,
+    moment:Moment,      # the bundle's, or newer
     h:Histories,        # a batch of one, the shopper's past
     context:list[int],  # item_idx of what is on the page or in the cart
     surface:str,        # similar or bought_together
@@ -119,7 +124,7 @@ def around(
     "What the sources propose around a context, scored."
     event = VIEW if surface == "similar" else ADDTOCART
     there = context_of(np.zeros(len(context), np.int64), np.array(context, np.int32), event, h.asof)
-    c, rows, names = context_rows(bundle.moment, h, there, surface, k, extra)
+    c, rows, names = context_rows(moment, h, there, surface, k, extra)
     text, order = nearest_in_text(bundle, context, rows, names) if surface == "similar" else None, bundle.orders.get(surface, Order())
     if surface in bundle.rankers and text is None:
         ranker = bundle.rankers[surface]
@@ -161,16 +166,24 @@ class RecommendationResponse:
     items: list[ScoredItem]
     bundle_id: str
     fallback: bool                     # nothing was known of the shopper
-    degraded: bool = False             # the online store was to be asked and could not answer
-    dropped: dict[str, int] = field(default_factory=dict) # rule → items dropped
+    without: tuple[str, ...] = ()      # what failed or was late and was done without: `store`, names of sources
+    dropped: dict[str, int] = field(default_factory=dict) # rule → items dropped; empty for a list that was kept
+    kept: bool = False                 # it was made for an earlier request in the same state
+
+    @property
+    def degraded(self)->bool: # whether anything was done without
+        return bool(self.without)
+
+class RequestError(ValueError):
+    "A request that cannot be meant; the message says what is wrong with it."
 
 # %% ../nbs/61_pipeline.ipynb #8bd54841
 def fresh_events(
     events:Sequence[UserEvent],
 )->list[PastEvent]:
-    "The request's own events as those of a past; raises `ValueError` for an event type that is not a shopper's."
+    "The request's own events as those of a past; raises `RequestError` for an event type that is not a shopper's."
     odd = sorted({e.event for e in events} - set(EVENTS[1:]))
-    if odd: raise ValueError(f"events of a shopper are {', '.join(EVENTS[1:])}, not {', '.join(map(repr, odd))}")
+    if odd: raise RequestError(f"events of a shopper are {', '.join(EVENTS[1:])}, not {', '.join(map(repr, odd))}")
     return [PastEvent(epoch_ms(e.ts), EVENTS.index(e.event), e.item_id) for e in events]
 
 def request_history(
@@ -184,45 +197,46 @@ def request_history(
 
 # %% ../nbs/61_pipeline.ipynb #7d6f98e9
 class Asked:
-    "One request's dealings with the online store: what fails is done without, and noted."
+    "One request's dealings with what can fail."
     def __init__(self,
         store:OnlineStore|None, # None: there is none, which is not a failure
         bundle:ModelBundle,
+        deadline_s:float|None=None, # seconds from now; None waits for everything
     ):
-        self.store, self.bundle, self.active, self.degraded = store, bundle, None, False
+        self.store, self.bundle, self.degraded, self.told = store, bundle, False, Told([], None, 0, b"", None)
+        self.clock = None if deadline_s is None else Clock(deadline_s)
 
-    def past(self,
+    def ask(self,
         user_id:str|None,
-    )->list[PastEvent]:   # oldest first; empty when the store cannot say
-        "The shopper's past."
-        if self.store is None: return []
-        try: past, self.active = self.store.breaker.ask(lambda: self.store.past_and_active(user_id, self.bundle.id))
-        except StoreError:
-            self.degraded = True
-            return []
-        return past
+        question:str="",  # of a finished list; empty: none is wanted
+    )->Told:
+        "What the store says; nothing when it cannot say anything."
+        if self.store is None: return self.told
+        try: self.told = self.store.breaker.ask(lambda: self.store.ask(user_id, self.bundle.id, question))
+        except StoreError: self.degraded = True
+        else: self.degraded = not online_of(self.bundle, self.store).follow(self.told)
+        return self.told
 
-    def item_rows(self,
-        items:np.ndarray, # int32 item_idx
-    )->np.ndarray:        # float32 [items, item features], all of one moment
-        "The newest features of the candidates."
-        moment = self.bundle.moment
-        if self.active is None or self.active.asof <= moment.asof: return moment.per_item[items]
-        try: active, rows, there = self.store.breaker.ask(lambda: self.store.rows(self.bundle.id, self.bundle.ids.external(items)))
-        except StoreError: there = np.zeros(1, bool)
-        if there.all(): return rows
-        self.degraded = True
-        return moment.per_item[items]
+    @property
+    def moment(self)->Moment: # of the bundle, with the newest features, and sources that are left out when they are late
+        moment, changes = self.bundle.moment, {}
+        if self.store is not None: changes["per_item"] = online_of(self.bundle, self.store).rows
+        if self.clock is not None: changes["sources"] = on_time(moment.sources, self.clock)
+        return replace(moment, **changes) if changes else moment
+
+    @property
+    def without(self)->tuple[str, ...]: # what was left out
+        return tuple(["store"]*self.degraded + (self.clock.without if self.clock else []))
 
 # %% ../nbs/61_pipeline.ipynb #675fad52
 def check(
     request:RecommendationRequest,
 )->None:
-    "Raises `ValueError` for a `k` outside 1 to 100, an unknown surface, or a context where none belongs or none is."
-    if not 1 <= request.k <= 100: raise ValueError(f"k must be from 1 to 100, not {request.k}")
-    if request.surface not in SURFACES: raise ValueError(f"surface must be one of {', '.join(SURFACES)}, not {request.surface!r}")
-    if request.surface == "for_you" and request.context_items: raise ValueError("for_you takes no context items")
-    if request.surface != "for_you" and not request.context_items: raise ValueError(f"{request.surface} needs at least one context item")
+    "Raises `RequestError` for a `k` outside 1 to 100, an unknown surface, or a context where none belongs or none is."
+    if not 1 <= request.k <= 100: raise RequestError(f"k must be from 1 to 100, not {request.k}")
+    if request.surface not in SURFACES: raise RequestError(f"surface must be one of {', '.join(SURFACES)}, not {request.surface!r}")
+    if request.surface == "for_you" and request.context_items: raise RequestError("for_you takes no context items")
+    if request.surface != "for_you" and not request.context_items: raise RequestError(f"{request.surface} needs at least one context item")
 
 def known_context(
     request:RecommendationRequest,
@@ -288,33 +302,45 @@ class Answer:
     lists: Lists          # of the one request
     pins: np.ndarray      # int32 item_idx, the pins in force
     bundle: ModelBundle   # that answered
-    degraded: bool        # the online store was to be asked and could not answer
+    without: tuple[str, ...] # what failed or was late: `store`, names of sources
 
 # %% ../nbs/61_pipeline.ipynb #a1a43e5a
 def answer(
     request:RecommendationRequest,
     bundle:ModelBundle,
     store:OnlineStore|None=None, # knows the shoppers' pasts; without it, only what the request brings counts
+    deadline_s:float|None=None,  # the list comes in so many seconds, if need be without some sources; None waits for all
 )->Answer:
-    "Answer one request, whether the store answers or not; raises `ValueError` for a request that cannot be meant, naming what is wrong with it."
+    "Answer one request, whether the store answers or not; raises `RequestError` for a request that cannot be meant, naming what is wrong with it."
+    asked = Asked(store, bundle, deadline_s)
     check(request)
-    wanted, asked = bind(parse_filter(request.filter), bundle.reranker.compiled.at), Asked(store, bundle)
-    h = request_history(request, bundle, asked.past(request.user_id))
-    context = known_context(request, bundle)
+    asked.ask(request.user_id)
+    return _answer(request, bundle, asked)
+
+def _answer(
+    request:RecommendationRequest,
+    bundle:ModelBundle,
+    asked:Asked,  # and told
+)->Answer:
+    "As `answer`, once the store has been asked."
+    try: wanted = bind(parse_filter(request.filter), bundle.reranker.compiled.at)
+    except FilterError as e: raise RequestError(str(e)) from None
+    h = request_history(request, bundle, asked.told.past)
+    moment, context = asked.moment, known_context(request, bundle)
     wanted, pins = wanted + apart_from(context), pins_for(bundle, int(h.asof[0]), request.surface, request.k, context)
 
     def answered(extra:np.ndarray)->tuple[Scoring, Lists]:
         "The candidates, with some more, and what is shown of them."
-        if context: s = around(bundle, h, context, request.surface, request.k, extra)
+        if context: s = around(bundle, moment, h, context, request.surface, request.k, extra)
         else:
-            c, rows = ranker_rows(bundle.moment, h, request.k, asked.item_rows, extra)
+            c, rows = ranker_rows(moment, h, request.k, extra)
             s = Scoring(c, rows, bundle.ranker.log_odds(rows), bundle.ranker)
         return s, make_lists(s.c, s.log_odds, h, bundle.reranker, request.k, request.surface, wanted, request.request_id)
 
     s, lists = answered(pins)
     if (lists.items < 0).any() and len(more := left_over(bundle, s.c.item, h, request.surface, wanted, 2*request.k)):
         s, lists = answered(np.concatenate([pins, more]))
-    return Answer(request.surface, h, context, s, lists, pins, bundle, asked.degraded)
+    return Answer(request.surface, h, context, s, lists, pins, bundle, asked.without)
 
 # %% ../nbs/61_pipeline.ipynb #a03d8b59
 def response(
@@ -322,12 +348,47 @@ def response(
 )->RecommendationResponse:
     "What is sent of an answer."
     fallback = not a.context if a.surface != "for_you" else not len(a.h.item)
-    return RecommendationResponse(scored(a.lists, a.scoring.c.sources, a.pins, a.bundle), a.bundle.id, fallback, a.degraded, a.lists.dropped)
+    return RecommendationResponse(scored(a.lists, a.scoring.c.sources, a.pins, a.bundle), a.bundle.id, fallback, a.without, a.lists.dropped)
 
+# %% ../nbs/61_pipeline.ipynb #ad35c417
+def question_of(
+    request:RecommendationRequest,
+    bundle:ModelBundle,
+)->str: # empty when the list must be made for this request
+    "What a list depends on, beside the shopper, the bundle and the state of the store."
+    explores = request.request_id is not None and bundle.explore.epsilon > 0
+    if request.events or request.now is not None or explores: return ""
+    return json.dumps([request.surface, request.k, list(request.context_items), request.filter])
+
+def packed(
+    r:RecommendationResponse,
+)->bytes:
+    "A list as it is kept."
+    return json.dumps([r.fallback, [[x.item_id, x.score, x.source, x.propensity] for x in r.items]]).encode()
+
+def unpacked(
+    kept:bytes,  # of `packed`
+    bundle_id:str,
+)->RecommendationResponse:
+    "The list again."
+    fallback, items = json.loads(kept)
+    return RecommendationResponse([ScoredItem(*x) for x in items], bundle_id, fallback, kept=True)
+
+# %% ../nbs/61_pipeline.ipynb #781899da
 def recommend(
     request:RecommendationRequest,
     bundle:ModelBundle,
     store:OnlineStore|None=None, # as for `answer`
+    deadline_s:float|None=None,  # as for `answer`
+    keep_s:int=0,                # a list may be so many seconds old if nothing happened since; 0: none is kept
 )->RecommendationResponse:
-    "Answer one request with a list; raises `ValueError` as `answer` does."
-    return response(answer(request, bundle, store))
+    "Answer one request with a list; raises `RequestError` as `answer` does."
+    asked = Asked(store, bundle, deadline_s)
+    check(request)
+    question = question_of(request, bundle) if keep_s and store else ""
+    told = asked.ask(request.user_id, question)
+    if told.kept is not None: return unpacked(told.kept, bundle.id)
+    found = response(_answer(request, bundle, asked))
+    if told.stamp and not found.without and online_of(bundle, store).is_at(told):
+        with suppress(StoreError): store.breaker.ask(lambda: store.keep(request.user_id, bundle.id, question, told.stamp, packed(found), keep_s))
+    return found

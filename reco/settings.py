@@ -6,7 +6,8 @@
 __all__ = ['SECRET', 'Strength', 'Section', 'Project', 'Bundles', 'Data', 'Lake', 'Postgres', 'Online', 'Stream', 'Limit',
            'Quality', 'Simulator', 'Train', 'Quota', 'ALS', 'ItemItem', 'CoVisitation', 'TwoSteps', 'SessionKNN',
            'CoPurchase', 'Content', 'Popularity', 'CategoryPopularity', 'Trending', 'BuyAgain', 'Ranking', 'Rules',
-           'Rerank', 'Explore', 'Serving', 'App', 'Settings', 'SettingsError', 'find_settings', 'load_settings']
+           'Rerank', 'Explore', 'Serving', 'Batch', 'App', 'Settings', 'SettingsError', 'find_settings',
+           'load_settings']
 
 # %% ../nbs/01_settings.ipynb #f1d43ee7
 import configparser
@@ -30,6 +31,7 @@ class Project(Section):
 
 class Bundles(Section):
     root: str = Field("data/bundles", min_length=1, description="folder of the model bundles")
+    new_items: int = Field(1_000, ge=0, le=1_000_000, description="items that may come into the shop between two trainings and be shown at once")
 
 class Data(Section):
     source: Literal["simulator", "retailrocket", "online_retail", "files", "postgres"] = Field(
@@ -246,9 +248,20 @@ class Serving(Section):
     host: str = Field("127.0.0.1", min_length=1, description="address that the endpoint binds")
     port: int = Field(8000, ge=1, le=65535, description="port of the endpoint")
     replicas: int = Field(1, ge=1, description="replicas of the endpoint")
+    max_replicas: int = Field(0, ge=0, description="replicas while many requests wait; 0 is no more than replicas")
+    deadline_ms: float = Field(250, gt=0, le=60_000, description="a list comes within so many milliseconds, if need be without the store or late sources")
+    cache_seconds: int = Field(30, ge=0, le=3600, description="the same list again within so many seconds if nothing happened since; 0 makes each anew")
     client_keys: SecretStr = Field(SECRET, description="keys that may ask for recommendations and send events, with blanks between")
     admin_keys: SecretStr = Field(SECRET, description="keys that may also explain, look at the bundle and erase")
     keys_file: str = Field("", description="file with a role (client or admin) and a key per line, beside those")
+
+class Batch(Section):
+    k: int = Field(20, ge=1, le=100, description="items per list")
+    partition_users: int = Field(10_000, ge=1, description="shoppers per partition, about; a kill costs no more than those at work")
+    workers: int = Field(0, ge=0, description="processes; 0 is one per core, of the whole cluster when RAY_ADDRESS names one; 1 needs no Ray")
+    keep_runs: int = Field(2, ge=1, description="complete runs that stay in the lake")
+    to_store: bool = Field(False, description="put the lists into the online store too")
+    store_days: float = Field(2, gt=0, description="they are forgotten there after so many days")
 
 class App(Section):
     port: int = Field(8501, ge=1, le=65535, description="port of the Streamlit app")
@@ -285,6 +298,7 @@ class Settings(Section):
     rerank: Rerank = Rerank()
     explore: Explore = Explore()
     serving: Serving = Serving()
+    batch: Batch = Batch()
     app: App = App()
     root: Path = Path(".")
 

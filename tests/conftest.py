@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import pytest
 
-from reco.bundle import ModelBundle, load_bundle, make_bundle, publish, save_bundle
+from reco.bundle import ModelBundle, load_bundle, make_bundle, save_bundle
 from reco.data.histories import epoch_ms
 from reco.data.shop import ShopData, index_shop
 from reco.data.simulator import Shop, simulate
 from reco.data.split import Cutoffs
 from reco.features.store import OnlineStore, open_store
+from reco.published import publish
 from reco.ranking.lambdamart import Ranker
 from reco.ranking.orders import Choice
 from reco.ranking.training import cutoffs_of, fit_rankers, training_examples

@@ -11,9 +11,10 @@ from conftest import END
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reco.bundle import BundleError, latest_bundle, load_bundle, publish, save_bundle
+from reco.bundle import BundleError, latest_bundle, load_bundle, save_bundle
 from reco.evaluation.backtest import backtest, judged_requests
 from reco.pipeline import RecommendationRequest, UserEvent, recommend
+from reco.published import publish
 
 
 def ask(bundle, user="user_1", k=10, events=(), now=END, store=None):
@@ -42,7 +43,7 @@ def test_a_long_list_is_as_long_as_asked(bundle):
 def test_rules_hold_in_every_list(trained, bundle, store):
     sold_out = set(bundle.items.filter(~pl.col("available"))["item_id"])
     category = dict(bundle.items.select("item_id", "category_id").iter_rows())
-    held = pl.DataFrame({"item_id": bundle.items["item_id"], "days": bundle.kept.hold})
+    held = pl.DataFrame({"item_id": bundle.items["item_id"], "days": bundle.kept.hold[:bundle.items.height]})
     bought = dict(trained.sim.interactions.filter(pl.col("event") == "transaction").join(held, on="item_id", how="left").filter(
         pl.col("ts") >= END - pl.duration(seconds=(pl.col("days") * 86_400).cast(pl.Int64))).group_by("user_id").agg("item_id").iter_rows())
     assert sold_out and bought
@@ -128,7 +129,7 @@ def test_publishing_moves_what_is_served(bundle_root, tmp_path):
     for name in ("one", "two"): shutil.copytree(latest_bundle(bundle_root), tmp_path / name)
     publish(tmp_path / "one")
     publish(tmp_path / "two")
-    assert latest_bundle(tmp_path).name == "two" and {p.name for p in tmp_path.iterdir()} == {"one", "two", "current"}
+    assert latest_bundle(tmp_path).name == "two" and {p.name for p in tmp_path.iterdir()} == {"one", "two", "current", "published.jsonl"}
 
 
 def test_the_pipeline_beats_every_single_source(trained):

@@ -215,17 +215,23 @@ def test_a_foreign_value_is_an_error_that_names_the_shopper(kept, bundle):
 
 
 def test_a_row_that_is_missing_or_of_another_length_is_never_mixed_in(kept, bundle):
-    """The bundle describes all candidates then, and the answer says so."""
+    """The rows of before go on for all candidates then, and the answer says so; once the version is whole, it is taken."""
     ids, ask = bundle.ids.ids.to_list(), RecommendationRequest("nobody", 20)
     plain = recommend(ask, bundle, kept)
     put(kept, bundle.id, "v1", ids, 5)
-    assert recommend(ask, bundle, kept).items != plain.items
-    for value in (None, b"\0" * 3):
+    before = recommend(ask, bundle, kept)
+    assert before.items != plain.items and not before.degraded
+    for version, value in (("v2", None), ("v3", b"\0" * 3)):
+        put(kept, bundle.id, version, ids, 7)
         for i in ids[::2]:
-            kept.client.delete(kept.row_keys.row("v1", i)) if value is None else kept.client.set(kept.row_keys.row("v1", i), value)
+            name = kept.row_keys.row(version, i)
+            kept.client.delete(name) if value is None else kept.client.set(name, value)
         got = recommend(ask, bundle, kept)
-        assert got.degraded and got.items == plain.items
-    with pytest.raises(StoreError, match=rf"row:v1:{ids[0]} has not {len(ITEM_FEATURES)} features"): kept.rows(bundle.id, ids)
+        assert got.without == ("store",) and got.items == before.items
+    with pytest.raises(StoreError, match=rf"row:v3:{ids[0]} has not {len(ITEM_FEATURES)} features"): kept.rows(bundle.id, ids)
+    put(kept, bundle.id, "v4", ids, 9)
+    last = recommend(ask, bundle, kept)
+    assert not last.degraded and last.items != before.items
 
 
 # ---- versions ----------------------------------------------------------------------------------------------------

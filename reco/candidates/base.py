@@ -88,7 +88,9 @@ def load_source(
 )->CandidateSource:
     "Read a source as it was fitted."
     source = saved_class(folder)(**json.loads((folder/"source.json").read_text())["parameters"])
-    for name in source.fitted: setattr(source, name, np.load(folder/f"{name}.npy", allow_pickle=False))
+    for name in source.fitted:
+        mode = "r" if name in getattr(source, "on_disk", ()) else None
+        setattr(source, name, np.load(folder/f"{name}.npy", mmap_mode=mode, allow_pickle=False))
     return source
 
 # %% ../../nbs/30_candidates.base.ipynb #21693fea
@@ -99,7 +101,7 @@ def top_k(
     k,       # wanted
 ):           # (int32, float32) of length min(n, k), best first
     "The `k` best by score, ties to the lower index."
-    if k < len(items): # a quick cut: everything at or above the k-th best score, found in one pass
+    if 0 < k < len(items): # a quick cut: everything at or above the k-th best score, found in one pass
         best = list(scores[:k])
         heapify(best)
         for s in scores[k:]:

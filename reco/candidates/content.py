@@ -231,9 +231,12 @@ class Content:
     half_life_days: float = 30  # demand: an interaction this old counts half
     exact_items: int = 20_000   # larger catalogues are searched by an index
     seed: int = 7
-    fitted: ClassVar = ("vectors", "near_start", "near", "alike", "lender", "share", "indptr", "index", "value", "demand",
-                        "new", "new_rows", "encoded_by")
+    fitted: ClassVar = ("vectors", "near_start", "near", "alike", "warm", "touched", "lender", "share", "indptr", "index", "value", "demand",
+                        "new", "new_rows", "encoded_by", "idf", "pieces", "basis", "mean")
+    on_disk: ClassVar = ("basis",) # read in places when an item comes in, see `candidates.newcomers`
     scores: ClassVar = SCORES
+    live: ClassVar = np.zeros(0, np.int32)          # item_idx that came in after the fit
+    live_rows: ClassVar = np.zeros((0, 0), np.float32) # their vectors
 
     def fit(self,
         log:EventLog,          # events before `asof`
@@ -241,8 +244,9 @@ class Content:
         catalog:pl.DataFrame,  # of `catalog_asof`
     )->"Content":
         "Read the catalogue, find neighbours in text, and who lends to whom."
-        vectors, used = encode(item_texts(catalog), self.encoder, self.dims, self.seed)
-        self.vectors, self.encoded_by = lend_category(vectors, _categories(catalog)), np.array(used)
+        vectors, reader = encode(item_texts(catalog), self.encoder, self.dims, self.seed)
+        self.vectors, self.encoded_by = lend_category(vectors, _categories(catalog)), np.array(reader.made_by)
+        self.idf, self.pieces, self.basis, self.mean = reader.idf, reader.pieces, reader.basis, reader.mean
         readable = np.flatnonzero(self.vectors.any(axis=1)).astype(np.int32)
         items, cosine = nearest(self.vectors, readable, self.neighbours, self.exact_items)
         near = cosine > 0 # NaN is not
@@ -256,14 +260,14 @@ class Content:
     )->"Content":
         "The part that looks at events."
         shoppers = np.bincount(np.unique(log.user.astype(np.int64)*log.n_items + log.item) % log.n_items, minlength=log.n_items)
-        warm = np.flatnonzero((shoppers >= self.few) & self.vectors.any(axis=1)).astype(np.int32)
-        self.lender, cosine = nearest(self.vectors, warm, self.lenders, self.exact_items)
+        self.warm = np.flatnonzero((shoppers >= self.few) & self.vectors.any(axis=1)).astype(np.int32)
+        self.lender, cosine = nearest(self.vectors, self.warm, self.lenders, self.exact_items)
         self.share = shares(cosine)
         nobody = csr_matrix((log.n_items, log.n_items), dtype=np.float32)
-        similar = companions(_touches(log), self.company) if len(warm) else nobody
+        similar = companions(_touches(log), self.company) if len(self.warm) else nobody
         self.indptr, self.index, self.value = similar.indptr.astype(np.int64), similar.indices.astype(np.int32), similar.data
-        touched = np.log1p(popularity(log, asof, self.half_life_days))
-        self.demand = lent(np.arange(log.n_items, dtype=np.int32), self.lender, self.share, touched)
+        self.touched = np.log1p(popularity(log, asof, self.half_life_days)).astype(np.float32)
+        self.demand = lent(np.arange(log.n_items, dtype=np.int32), self.lender, self.share, self.touched)
         self.new = cold_items(catalog, shoppers, self.demand, asof, self.few, self.new_days, self.cold)
         self.new_rows = self.vectors[self.new].astype(np.float32)
         return self
@@ -286,12 +290,28 @@ class Content:
         room, = arrays = self.scratch.take()
         for i in np.flatnonzero(histories.lengths):
             items, strength, age = self.past(histories, i)
-            near, _ = voted(items, strength*FADE**age, self.near_start, self.near, self.alike, room, k)
+            near = self._near(items, strength*FADE**age, room, k)
             new, _ = top_k(self.new, self.promises(items, room), round(self.cold_share*k))
             found, score = in_turn(near, new, k)
             out.items[i, :len(found)], out.scores[i, :len(found)] = found, score
         self.scratch.give(arrays)
         return out
+
+    def _near(self,
+        items:np.ndarray,   # int32, the past
+        loud:np.ndarray,    # float32, how much each counts
+        room:np.ndarray,    # float32 [n_items] scratch, all zero before and after
+        k:int,
+    )->np.ndarray:          # int32 item_idx, best first
+        "The past's neighbours, and those of them that came in after the fit."
+        near, votes = voted(items, loud, self.near_start, self.near, self.alike, room, k)
+        if not len(self.live): return near
+        cosine = self.vectors[items].astype(np.float32) @ self.live_rows.T
+        start, end = self.near_start[items], self.near_start[items + 1]
+        floor = np.where(end - start >= self.neighbours, self.alike[np.maximum(end - 1, 0)], 0) if len(self.alike) else np.zeros(len(items), np.float32)
+        counts = (cosine > 0) & (cosine >= floor[:, None]) & (items[:, None] != self.live)
+        came = (loud/max(loud.sum(), np.float32(1e-9))) @ np.where(counts, cosine, np.float32(0))
+        return top_k(np.concatenate([near, self.live[came > 0]]), np.concatenate([votes, came[came > 0].astype(np.float32)]), k)[0]
 
     @property
     def readable(self)->bool: # whether any item has a text or a category

@@ -36,9 +36,11 @@ def nearest_items(
 )->csr_matrix:           # float32 [n_items, n_items], empty diagonal
     "Each item's most similar items by BM25."
     from implicit.nearest_neighbours import ItemItemRecommender, bm25_weight # only training needs implicit
+    touched = np.flatnonzero(np.bincount(weights.indices, minlength=weights.shape[1])) # what nobody touched is no document
     model = ItemItemRecommender(K=neighbours + 1)
-    model.fit(bm25_weight(weights.T, K1=1.2, B=0.75).T.tocsr(), show_progress=False) # Lucene's K1 and B
-    similar = model.similarity.tocsr().astype(np.float32)
+    model.fit(bm25_weight(weights[:, touched].T, K1=1.2, B=0.75).T.tocsr(), show_progress=False) # Lucene's K1 and B
+    similar = model.similarity.tocoo()
+    similar = csr_matrix((similar.data.astype(np.float32), (touched[similar.row], touched[similar.col])), (weights.shape[1],)*2)
     similar.setdiag(0)
     similar.eliminate_zeros()
     return similar

@@ -48,18 +48,18 @@ def coded(
 )->tuple[np.ndarray, np.ndarray]: # int32 place of each, -1 where unknown; str, the words in order
     "Words as numbers, equal for equal words."
     code = words.rank("dense").cast(pl.Int32) - 1
-    return code.fill_null(-1).to_numpy(), np.array(words.drop_nulls().unique().sort().to_list() or np.zeros(0), str)
+    return code.fill_null(-1).to_numpy(writable=True), np.array(words.drop_nulls().unique().sort().to_list() or np.zeros(0), str)
 
 # %% ../../nbs/20_features.items.ipynb #f06136ff
 def item_state(
     at:pl.DataFrame,  # of `catalog_asof`
 )->ItemState:
-    "The catalogue's columns as arrays."
-    number = lambda c, null: at[c].cast(pl.Float32).fill_null(null).to_numpy()
+    "The catalogue's columns as arrays of their own: the shop may change its mind."
+    number = lambda c, null: at[c].cast(pl.Float32).fill_null(null).to_numpy(writable=True)
     (category, categories), (brand, brands), (path, paths) = (coded(at[c]) for c in ("category_id", "brand", "category_path"))
     return ItemState(price=number("price", float("nan")), discount=number("discount", 0.0),
-                     category=category, available=at["available"].fill_null(True).to_numpy(),
-                     created=at["created_at"].dt.epoch("ms").fill_null(-1).to_numpy(), margin=number("margin", float("nan")),
+                     category=category, available=at["available"].fill_null(True).to_numpy(writable=True),
+                     created=at["created_at"].dt.epoch("ms").fill_null(-1).to_numpy(writable=True), margin=number("margin", float("nan")),
                      brand=brand, path=path, categories=categories, brands=brands, paths=paths)
 
 # %% ../../nbs/20_features.items.ipynb #6c7eac26

@@ -170,7 +170,7 @@ def passes(
     for b in bound:
         name = b.term.attribute
         if name == "item": yes = np.isin(items, b.wanted)
-        elif name in WORDS: yes = b.wanted[b.column[items]] # -1, unknown, reads the last place of the table: never wanted
+        elif name in WORDS: yes = b.wanted[np.minimum(b.column[items], len(b.wanted) - 1)] # the last place, of -1 and of words that are newer than the filter, is never wanted
         else:
             value = b.column[items]
             if name == "age_days": value = np.where(value >= 0, (now - value)/86_400_000, np.nan)

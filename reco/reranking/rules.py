@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FATES', 'SHOWN', 'BEYOND', 'FILTERED', 'BANNED', 'SOLD_OUT', 'BOUGHT', 'CATEGORY_CAP', 'BRAND_CAP', 'STEPS', 'judge',
-           'cap_groups', 'fill', 'list_relevance', 'relevance_loss', 'within_ceiling', 'Compiled', 'compile_rules',
-           'holds', 'hard_fates', 'boost_odds', 'pins_now', 'counted']
+           'cap_groups', 'fill', 'list_relevance', 'relevance_loss', 'within_ceiling', 'Compiled', 'settle',
+           'compile_rules', 'holds', 'hard_fates', 'boost_odds', 'pins_now', 'counted']
 
 # %% ../../nbs/50_reranking.rules.ipynb #88e6849e
 from collections.abc import Callable
@@ -167,14 +167,16 @@ class Compiled:
     boosts: tuple[tuple[Standing, list[Bound]], ...]
     pins: tuple[tuple[Standing, int], ...]           # item_idx
     unknown: tuple[str, ...]  # words of rules that the catalogue does not have, to be reported
+    always: tuple[tuple[tuple[Standing, list[Bound]], ...], ...] = ((), ()) # the bans and boosts behind `banned` and `odds`
 
 # %% ../../nbs/50_reranking.rules.ipynb #24fac291
 def _own_odds(
     at:Attributes,
     rules:Rules,
-)->np.ndarray: # float64 [n_items]
+    items:np.ndarray, # int32 [m] item_idx
+)->np.ndarray:        # float64 [m]
     "Log of the boosts for discount and margin; what is unknown is not boosted."
-    share = lambda name: np.clip(np.nan_to_num(at.numbers[name].astype(np.float64)), 0, 1)
+    share = lambda name: np.clip(np.nan_to_num(at.numbers[name][items].astype(np.float64)), 0, 1)
     return np.log1p(rules.boost_discount*share("discount")) + np.log1p(rules.boost_margin*share("margin"))
 
 def _everywhere(
@@ -183,6 +185,15 @@ def _everywhere(
 )->bool:
     "Whether a rule is the same for every request."
     return s.window == ALWAYS and set(s.surfaces) == set(SURFACES) and all(b.term.attribute != "age_days" for b in bound)
+
+def settle(
+    c:Compiled,
+    items:np.ndarray, # int32 [m] item_idx
+)->None:
+    "Find out anew what the rules that hold always and everywhere say of items, in place: the catalogue may have changed."
+    c.banned[items], c.odds[items] = False, _own_odds(c.at, c.rules, items)
+    for _, f in c.always[0]: c.banned[items] |= passes(f, items, 0)
+    for s, f in c.always[1]: c.odds[items[passes(f, items, 0)]] += np.log(s.rule.by)
 
 # %% ../../nbs/50_reranking.rules.ipynb #3a1883a0
 def compile_rules(
@@ -196,16 +207,14 @@ def compile_rules(
     at, lost, n = attributes(state, ids), [], len(state.price)
     days = np.full(n, rules.exclude_bought_days) if hold is None else hold
     hold_ms = np.round(days.astype(np.float64)*86_400_000).astype(np.int64) if rules.exclude_bought_days else np.zeros(0, np.int64)
-    banned, odds, every = np.zeros(n, bool), _own_odds(at, rules), np.arange(n, dtype=np.int32)
     bans, boosts = ([(s, bind(parse_filter(s.rule.filter), at, lost)) for s in rules_of] for rules_of in (book.bans, book.boosts))
-    for s, f in bans:
-        if _everywhere(s, f): banned |= passes(f, every, 0)
-    for s, f in boosts:
-        if _everywhere(s, f): odds[passes(f, every, 0)] += np.log(s.rule.by)
+    part = lambda some, always: tuple(x for x in some if _everywhere(*x) == always)
     lost += [f"item:{s.rule.item}" for s in book.pins if ids.get(s.rule.item) < 0]
-    return Compiled(rules, at, state.available if rules.exclude_out_of_stock else np.zeros(0, bool), hold_ms, banned, odds,
-                    tuple(x for x in bans if not _everywhere(*x)), tuple(x for x in boosts if not _everywhere(*x)),
-                    tuple((s, ids.get(s.rule.item)) for s in book.pins if ids.get(s.rule.item) >= 0), tuple(dict.fromkeys(lost)))
+    out = Compiled(rules, at, state.available if rules.exclude_out_of_stock else np.zeros(0, bool), hold_ms, np.zeros(n, bool), np.zeros(n),
+                   part(bans, False), part(boosts, False), tuple((s, ids.get(s.rule.item)) for s in book.pins if ids.get(s.rule.item) >= 0),
+                   tuple(dict.fromkeys(lost)), (part(bans, True), part(boosts, True)))
+    settle(out, np.arange(n, dtype=np.int32))
+    return out
 
 # %% ../../nbs/50_reranking.rules.ipynb #186d2719
 def holds(

@@ -1,0 +1,67 @@
+"""`python -m app.bundle list`, `publish ID`, `rollback`: which bundle is served. Endpoints that follow the folder do so within seconds."""
+import argparse
+import getpass
+import sys
+from pathlib import Path
+
+from app.following import prepared, try_out
+from reco.bundle import BundleError, current_name, named_bundle
+from reco.published import Publication, earlier, history, publish, rollback
+from reco.settings import SettingsError, load_settings
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m app.bundle", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what was published when, by whom and why, and what a rollback would publish")
+    acts = [commands.add_parser("publish", help="try a bundle and serve it"), commands.add_parser("rollback", help="serve what was published before")]
+    acts[0].add_argument("bundle_id", help="name of its directory")
+    for act in acts:
+        act.add_argument("--why", default="", help="for the history")
+        act.add_argument("--who", default=user(), help="for the history; the user of this machine if not given")
+    return parser
+
+def user() -> str: # empty where an account has no name, as in some containers
+    try: return getpass.getuser()
+    except (KeyError, OSError): return ""
+
+def line(p: Publication) -> str: # of the history
+    return f"{p.at[:19].replace('T', ' ')}  {p.bundle_id}  {'rollback' if p.back else 'published'} by {p.who or 'nobody named'}" + (f": {p.why}" if p.why else "")
+
+def listed(
+    root: Path, # folder of the bundles
+) -> str:
+    "The last twenty of the history, then where things stand."
+    before = earlier(root)
+    return "\n".join([*map(line, history(root)[-20:]), f"current: {current_name(root) or 'none'}", f"rollback would publish: {before[0] if before else 'nothing'}"])
+
+def try_alone(
+    folder: Path, # of a bundle
+) -> None:
+    "Load a bundle and let it answer, without the online store; raises `BundleError` with what is wrong."
+    prepared(folder, try_out)
+
+def act(
+    args: argparse.Namespace,
+    root: Path,               # folder of the bundles
+) -> str:                     # what to say
+    "Do it; raises `BundleError`."
+    if args.command == "list": return listed(root)
+    if args.command == "rollback": done = rollback(root, args.who, args.why, try_alone)
+    else:
+        folder = named_bundle(root, args.bundle_id)
+        try_alone(folder)
+        done = publish(folder, args.who, args.why)
+    return f"published {done.bundle_id}; before it was {done.before or 'none'}"
+
+def main() -> int: # exit code
+    args = arguments().parse_args()
+    try:
+        settings = load_settings()
+        print(act(args, settings.path(settings.bundles.root)))
+    except (SettingsError, BundleError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+if __name__ == "__main__": sys.exit(main())
