@@ -9,14 +9,14 @@ DEMO ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Packages that tests of real servers need, Debian's names.
-SERVICES := chromium fonts-liberation redis-server postgresql
+SERVICES := chromium fonts-liberation redis-server postgresql wrk
 
 FROM = $(if $(strip $(PIP_FIND_LINKS)),$(foreach d,$(PIP_FIND_LINKS),--find-links "$(d)"),--torch-backend=$(TORCH_BACKEND))
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test prepare lab ingest train materialize serve app bench services lock clean
+.PHONY: help demo test prepare lab ingest train batch materialize serve app bench services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ ingest: $(STAMP) ## raw files into the lake
 train: $(STAMP) ## the lake into a model bundle
 	@exec $(BIN)/python flows/train.py run
 
+batch: $(STAMP) ## lists of all shoppers at once, into the lake
+	@exec $(BIN)/python flows/batch.py run
+
 materialize: $(STAMP) ## pasts of shoppers and features of items into the online store
 	@exec $(BIN)/python flows/materialize.py run
 
@@ -52,7 +55,7 @@ app: $(STAMP) ## the Streamlit app
 	@exec $(BIN)/python -m app.dashboard
 
 bench: $(STAMP) ## speed and quality, written to benchmarks/
-	@for f in $(filter-out $(patsubst %,benchmarks/%.py,__init__ base peers peer_library quality slices),$(wildcard benchmarks/*.py)); do $(BIN)/python -m benchmarks.$$(basename $$f .py) || exit 1; done
+	@for f in $(filter-out $(patsubst %,benchmarks/%.py,__init__ base endpoint peers peer_library quality serving slices),$(wildcard benchmarks/*.py)); do $(BIN)/python -m benchmarks.$$(basename $$f .py) || exit 1; done
 
 services: ## Debian packages that tests of real servers need (optional on a laptop: the tests say what they skip)
 	@command -v apt-get > /dev/null || { echo "make services needs apt-get (Debian, Ubuntu). Install by hand: $(SERVICES)"; exit 1; }

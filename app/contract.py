@@ -148,7 +148,7 @@ class Event(BaseModel):
     session_id: Annotated[str, Field(max_length=MAX_ID)]|None = None
     order_id: Annotated[str, Field(max_length=MAX_ID)]|None = Field(None, description="transactions only: items with one order_id were one basket")
     quantity: Annotated[int, Field(strict=True, ge=-2**31, lt=2**31)]|None = Field(None, description="pieces, from 1")
-    price: float|None = Field(None, allow_inf_nan=False, description="paid or shown, per piece")
+    price: float|None = Field(None, allow_inf_nan=False, strict=True, description="paid or shown, per piece")
     request_id: Annotated[str, Field(max_length=MAX_ID)]|None = Field(None, description="the X-Request-ID of the list that showed the item")
     surface: Annotated[str, Field(max_length=MAX_ID)]|None = None
 
@@ -163,8 +163,8 @@ class Change(BaseModel):
     category: Id|None = Field(None, description="the shop's own id of the category")
     category_path: Annotated[str, Field(max_length=MAX_TEXT)]|None = Field(None, description="root / … / leaf")
     brand: Id|None = None
-    price: float|None = Field(None, ge=0, le=1e12, allow_inf_nan=False, description="before the discount")
-    discount: float|None = Field(None, ge=0, le=1, allow_inf_nan=False, description="share of the price taken off")
+    price: float|None = Field(None, ge=0, le=1e12, allow_inf_nan=False, strict=True, description="before the discount")
+    discount: float|None = Field(None, ge=0, le=1, allow_inf_nan=False, strict=True, description="share of the price taken off")
     stock: int|None = Field(None, ge=0, le=2**53, strict=True, description="0 is sold out")
 
 class Changed(BaseModel):

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from .candidates.base import CandidateSource, load_source, save_source, saved_class, score_meanings
+from .candidates.base import CandidateSource, load_source, mapped, save_source, saved_class, score_meanings
 from .data.shop import ShopData
 from .features.assemble import features_hash, ranker_features
 from .features.items import ITEM_FEATURES, ItemState, catalog_asof
@@ -225,9 +225,9 @@ def load_bundle(
     "Read and check a bundle; raises `BundleError`."
     folder = Path(folder)
     manifest, serving = verify(folder), serving_of(folder)
-    state = ItemState(**{n: np.load(folder/"state"/f"{n}.npy") for n in STATE})
+    state = ItemState(**{n: mapped(folder/"state"/f"{n}.npy") for n in STATE})
     moment = Moment(manifest["asof_ms"], {n: load_source(folder/"sources"/n) for n in serving["quotas"]}, serving["quotas"],
-                    np.load(folder/"item_features.npy"), state, np.load(folder/"known.npy"), serving["gap_ms"])
+                    mapped(folder/"item_features.npy"), state, mapped(folder/"known.npy"), serving["gap_ms"])
     items = pl.read_parquet(folder/"items.parquet")
     check_columns(folder, items, moment, manifest["free_rows"])
     rankers = {surface: Ranker.load(folder/"rankers"/surface) for surface in serving["surfaces"]}

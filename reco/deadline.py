@@ -81,7 +81,7 @@ class OnTime:
         try:
             if self.name == ALWAYS: return work()
             if self.clock.left() > 0 and self.name not in self.clock.without:
-                return work() if self.ours else elsewhere(self.name, work, self.clock.left())
+                return work() if self.ours else elsewhere(self.name, work, self.clock.left()/2)
         except Late: pass
         except Exception as e: # whatever somebody's source may raise: the page goes on without it
             log.error("candidate source %r failed and is left out of a list: %s: %s", self.name, type(e).__name__, e)

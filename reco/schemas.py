@@ -93,6 +93,7 @@ def _cast(
 )->pl.Series:             # the column in `dtype`
     "One column in its type; raises `SchemaError` with the first values that do not fit."
     old = frame[column]
+    if old.dtype == dtype: return old
     new = old.cast(dtype, strict=False)
     bad = old.filter(new.is_null() & old.is_not_null())
     if bad.len():

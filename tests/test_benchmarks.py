@@ -20,7 +20,7 @@ from reco.moment import fit_moment
 from reco.ranking.examples import Outcomes
 from reco.settings import Settings
 
-APART = "__init__", "base", "peers", "peer_library", "slices", "quality"
+APART = "__init__", "base", "endpoint", "peers", "peer_library", "slices", "quality", "serving"
 NAMES = sorted(p.stem for p in HERE.glob("*.py") if p.stem not in APART)
 
 

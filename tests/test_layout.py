@@ -25,7 +25,7 @@ def test_the_readme_names_only_targets_and_files_that_exist():
     files = re.findall(r"python ((?:flows|data)/\S+\.py)", README) + links
     assert len(files) >= 4 and not [f for f in files if not (ROOT / f).exists()]
     folders = re.findall(r"^\| `(\w+)/`", README, re.MULTILINE)
-    assert {"nbs", "reco", "flows", "app", "data", "tests", "benchmarks"} == set(folders)
+    assert {"nbs", "reco", "flows", "app", "data", "tests", "benchmarks", "deploy"} == set(folders)
 
 
 @pytest.mark.parametrize("pattern", [r"/work/", r"/root/", r"/opt/wheels"])

@@ -20,7 +20,7 @@ from app.ports import free_port, port_free
 ROOT = Path(__file__).resolve().parent.parent
 
 def run_serve(bundles: Path, port: int, store: Path|None = None) -> subprocess.Popen: # its store is in the bundles' folder if not given
-    env = os.environ | {"RECO_BUNDLES_ROOT": str(bundles), "RECO_SERVING_PORT": str(port),
+    env = os.environ | {"RECO_BUNDLES_ROOT": str(bundles), "RECO_SERVING_PORT": str(port), "RECO_SERVING_MAX_REPLICAS": "2",
                         "RECO_ONLINE_FOLDER": str((store or bundles)/"data"/"online")}
     return subprocess.Popen([sys.executable, "-m", "app.serve"], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True, start_new_session=True)

@@ -462,3 +462,12 @@ def test_a_bus_that_is_not_there_is_named_without_its_password():
     gone = open_producer(Stream(bus="kafka://127.0.0.1:9"), wait_s=1)
     gone.send(numbered(3))
     with pytest.raises(BusError, match="3 events were not taken"): gone.flush()
+
+
+def test_a_refused_event_is_not_repeated_in_the_error():
+    """redis-py puts the whole command into the message of a pipeline, shopper and all."""
+    from redis.exceptions import ResponseError
+
+    from reco.data.redis_bus import _redis_error
+    error = ResponseError("Command # 1 (XADD events * event b'ada bought\n a lamp caused error: x') of pipeline caused error: MISCONF Errors writing to the AOF")
+    assert str(_redis_error(error, "0 of 1 events were sent")) == "Redis: ResponseError: MISCONF Errors writing to the AOF (0 of 1 events were sent)"

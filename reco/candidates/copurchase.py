@@ -16,6 +16,7 @@ from numba import njit
 
 from .base import Retrieved, top_k
 from .pairs import Baskets, Pairs, baskets, count_pairs, measures
+from .voting import Scratch, scratch_of
 from ..data.histories import ADDTOCART, EventLog, Histories, ranges
 
 # %% ../../nbs/36_candidates.copurchase.ipynb #512c01e2
@@ -266,11 +267,16 @@ class CoPurchase:
         k:int,          # items per request
     )->Retrieved:
         "The best complements of each request's basket; nothing for a shopper who only looked."
-        out, n = Retrieved.blank(len(histories), k), len(self.indptr) - 1
-        total, touched = np.zeros((n, len(SCORES)), np.float32), np.empty(n, np.int32)
+        out, arrays = Retrieved.blank(len(histories), k), self.scratch.take()
         propose(histories.indptr, histories.item, histories.event, histories.ts, self.length, self.rule, self.tables,
-                total, touched, k, out.items, out.scores)
+                *arrays, k, out.items, out.scores)
+        self.scratch.give(arrays)
         return out
+
+    @property
+    def scratch(self)->Scratch: # totals of the items, and a list of those that are touched
+        n = len(self.indptr) - 1
+        return scratch_of(self, ((n, len(SCORES)), np.float32), ((n,), np.int32))
 
     def score(self,
         histories:Histories,
@@ -278,7 +284,7 @@ class CoPurchase:
         items:np.ndarray,   # int32 [rows] item_idx
     )->np.ndarray:          # float32 [rows, len(SCORES)], NaN for a request without a basket
         "What each request's basket says about each of its candidates."
-        out, n = np.full((len(items), len(SCORES)), np.nan, np.float32), len(self.indptr) - 1
-        total, touched = np.zeros((n, len(SCORES)), np.float32), np.empty(n, np.int32)
-        look_up(histories.indptr, histories.item, histories.event, histories.ts, self.length, self.tables, total, touched, indptr, items, out)
+        out, arrays = np.full((len(items), len(SCORES)), np.nan, np.float32), self.scratch.take()
+        look_up(histories.indptr, histories.item, histories.event, histories.ts, self.length, self.tables, *arrays, indptr, items, out)
+        self.scratch.give(arrays)
         return out

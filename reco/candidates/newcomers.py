@@ -68,6 +68,7 @@ def with_newcomer(
     "The source with one more item."
     out = copy(source)
     if not vector.any(): return out
+    out.__dict__.pop("loans", None) # made anew for one cold item more
     fitted = np.setdiff1d(np.flatnonzero(source.vectors.any(axis=1)), source.live).astype(np.int32)
     near, cosine = nearest_to(vector, source.vectors, fitted, source.neighbours)
     out.near_start = source.near_start.copy()

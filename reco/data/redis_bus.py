@@ -7,6 +7,7 @@ __all__ = ['LOG', 'T', 'PIPELINE', 'IDLE_S', 'MOVE', 'RedisProducer', 'RedisCons
 
 # %% ../../nbs/15a_data.redis_bus.ipynb #aa48fba4
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -23,8 +24,9 @@ def _redis_error(
     error:RedisError,
     doing:str="",     # how far it got
 )->BusError:
-    "Redis's own words, which hold no password."
-    return BusError(f"Redis: {type(error).__name__}: {error}" + (f" ({doing})" if doing else ""))
+    "Redis's own words, which hold no password; not the client's, which repeat the whole event."
+    words = re.sub(r"(?s)^Command # .* caused error: ", "", str(error))
+    return BusError(f"Redis: {type(error).__name__}: {words}" + (f" ({doing})" if doing else ""))
 
 # %% ../../nbs/15a_data.redis_bus.ipynb #fdc02207
 PIPELINE = 500 # entries per round trip; 100 are 20% slower, 5,000 no faster

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..candidates.base import mapped
 from ..data.histories import EventLog
 from ..ids import IdMap
 from ..moment import Moment
@@ -47,17 +48,15 @@ def keep_at(
 # %% ../../nbs/55_reranking.kept.ipynb #05afbe05
 def item_vectors(
     moment:Moment,
-)->np.ndarray:     # float32 [n_items, d], unit length, 0 where an item has none; d is 0 when no source has vectors
-    "The vectors by which the items of a list are alike."
+)->np.ndarray:     # float16 [n_items, d], unit length, 0 where an item has none; d is 0 when no source has vectors
+    "The vectors by which the items of a list are alike: those of the texts as they are, or those of ALS at length 1."
     n = len(moment.known)
-    for source in (moment.sources.get("content"), moment.sources.get("als")):
-        vectors = getattr(source, "vectors", np.zeros((0, 0), np.float32))
-        if not vectors.size: continue
-        rows = getattr(source, "items", np.arange(len(vectors)))
-        out = np.zeros((n, vectors.shape[1]), np.float32)
-        out[rows] = vectors/np.maximum(np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True), 1e-9)
-        return out
-    return np.zeros((n, 0), np.float32)
+    if (content := getattr(moment.sources.get("content"), "vectors", np.zeros((0, 0)))).size: return content
+    als = moment.sources.get("als")
+    if not getattr(als, "vectors", np.zeros(0)).size: return np.zeros((n, 0), np.float16)
+    out = np.zeros((n, als.vectors.shape[1]), np.float16)
+    out[getattr(als, "items", np.arange(len(als.vectors)))] = als.vectors/np.maximum(np.linalg.norm(als.vectors, axis=1, keepdims=True), 1e-9)
+    return out
 
 def reranker_of(
     kept:Kept,
@@ -92,5 +91,5 @@ def load_kept(
 )->Kept:
     "Read what was kept."
     book = RuleBook.model_validate_json((folder/"rules.json").read_text())
-    return Kept(np.load(folder/"hold.npy"), Exposure(*(np.load(folder/f"{name}.npy") for name in ARRAYS)), book,
+    return Kept(mapped(folder/"hold.npy"), Exposure(*(mapped(folder/f"{name}.npy") for name in ARRAYS)), book,
                 Strengths(**json.loads((folder/"strengths.json").read_text())))

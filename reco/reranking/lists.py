@@ -30,7 +30,7 @@ class Strengths:
 class Reranker:
     "Everything that re-ranking knows before a request comes."
     compiled: Compiled
-    vectors: np.ndarray    # float32 [n_items, d], unit length, or 0 where an item has none; d may be 0
+    vectors: np.ndarray    # float16 [n_items, d], unit length, or 0 where an item has none; d may be 0
     fair: np.ndarray       # float64 [n_items], log-odds
     is_new: np.ndarray     # bool [n_items]
     strengths: Strengths
@@ -40,7 +40,7 @@ class Reranker:
 def make_reranker(
     compiled:Compiled,
     exposure:Exposure,
-    vectors:np.ndarray,    # float32 [n_items, d]
+    vectors:np.ndarray,    # float16 [n_items, d]
     strengths:Strengths,
     settings:Rerank,
     exploring:Explore,
@@ -64,7 +64,7 @@ def preferred(
     order = np.argsort(-value, kind="stable")
     if not r.strengths.diversity: return order
     pick = dpp if r.method == "dpp" else mmr
-    first = pick(value, r.vectors[items], r.compiled.at.codes["category"][items], r.strengths.diversity, k + k//2 + 5)
+    first = pick(value, r.vectors[items].astype(np.float32), r.compiled.at.codes["category"][items], r.strengths.diversity, k + k//2 + 5)
     left = np.ones(len(items), bool)
     left[first] = False
     return np.concatenate([first, order[left[order]]])

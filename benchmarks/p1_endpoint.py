@@ -1,0 +1,182 @@
+"""One list for a known shopper, whole pipeline: alone in a process, then over HTTP beside a handler that does nothing in the same Ray Serve.
+
+In-process with the quotas of the settings, and with larger ones for 300 candidates. The endpoint is started as in production (`python -m
+app.serve`: HAProxy, both speed switches, an embedded Redis with everybody's past), once with each list made anew, once with finished lists
+kept. Load is wrk's, closed loop, turn and turn about with the handler that does nothing, on the same machine. The shop is simulated. What
+it leaves out: a network, more replicas than one, and shoppers who do something between two requests (`p2_freshness`).
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import numpy as np
+import psutil
+from starlette.testclient import TestClient
+
+from app.contract import create_app
+from app.serve import Replica
+from benchmarks.base import percentiles, render, write
+from benchmarks.endpoint import (
+    NOTHING,
+    Made,
+    NotServed,
+    figures,
+    nothing,
+    path_of,
+    running,
+    shop_arguments,
+    shop_of,
+    wrk,
+)
+from benchmarks.pipeline import measure
+from reco.bundle import ModelBundle, load_bundle
+from reco.features.store import OnlineStore
+from reco.moment import ranker_rows
+from reco.pipeline import RecommendationRequest, recommend, request_history
+from reco.settings import Serving
+
+CONNECTIONS = 1, 8, 32
+ROUNDS = 3   # turns of each system at each number of connections
+K = 10
+CANDIDATES = 300
+
+
+def peak_mb() -> float:
+    """Of this process since it was started; what it was forked from does not count."""
+    try: return next(int(x.split()[1]) / 1024 for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    except FileNotFoundError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def rss_mb() -> float:
+    """Of this process now."""
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def row(system: str, case: str, metrics: dict[str, float]) -> dict:
+    """One line of the table."""
+    return {"system": system, "case": case, "metrics": metrics}
+
+
+def candidates_of(bundle: ModelBundle, store: OnlineStore, users: list[str]) -> float:
+    """Candidates per request, on average."""
+    moment, past = bundle.moment, lambda u: request_history(RecommendationRequest(u, K), bundle, store.events(u))
+    return float(np.mean([len(ranker_rows(moment, past(u))[0].item) for u in users]))
+
+
+def with_more(bundle: ModelBundle, store: OnlineStore, users: list[str]) -> ModelBundle:
+    """The bundle with larger quotas, for about `CANDIDATES` a request: in a simulated shop the sources agree more than in a real one."""
+    quotas = bundle.moment.quotas
+    for factor in np.arange(1, 6, 0.25):
+        more = replace(bundle, moment=replace(bundle.moment, quotas={n: round(q * factor) for n, q in quotas.items()}))
+        if candidates_of(more, store, users) >= CANDIDATES: break
+    return more
+
+
+def one_by_one(bundle: ModelBundle, store: OnlineStore | None, asked: list[RecommendationRequest]) -> dict[str, float]:
+    """Times of single requests, and the CPU that one took in this process: what a busy machine does not change so much."""
+    began = time.process_time()
+    times = percentiles(measure(lambda r: recommend(r, bundle, store), asked))
+    return times | {"cpu_ms": round(1000 * (time.process_time() - began) / len(asked), 3)}
+
+
+def alone(shop: Made, n: int) -> list[dict]:
+    """The pipeline and its memory, in the process that calls."""
+    before = rss_mb()
+    bundle, store = load_bundle(shop.bundle_folder()), shop.store()
+    asked = [RecommendationRequest(u, K) for u in (shop.users * (n // len(shop.users) + 1))[:n]]
+    for r in asked[:20]: recommend(r, bundle, store)
+    state, peak, size = max(0.0, rss_mb() - before), peak_mb(), len(bundle.ids)
+    rows, few = [], shop.users[:100]
+    for served in (bundle, with_more(bundle, store, few)):
+        case = f"in-process, one thread, {size:,} items, {candidates_of(served, store, few):.0f} candidates, {shop.trees} trees"
+        rows.append(row("reco", case, one_by_one(served, store, asked)))
+    rows += [row("reco", "in-process, strangers, no store", one_by_one(bundle, None, [replace(r, user_id=None) for r in asked])),
+             row("reco", f"memory of the loaded bundle, {size:,} items", {"state_mb": round(state, 1), "state_mb_100k": round(state * 1e5 / size, 1), "peak_mb": round(peak, 1)})]
+    if store.breaker.unanswered: raise NotServed(f"the online store left {store.breaker.unanswered} questions without an answer")
+    store.close()
+    return rows
+
+
+def in_a_process(shop: Made, n: int) -> list[dict]:
+    """The same in a process that has done nothing else."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool: return pool.apply(alone, (shop, n))
+
+
+def together(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Several runs of wrk: all requests by all seconds, the medians of the percentiles."""
+    middle = {p: round(float(np.median([r[p] for r in rounds])), 2) for p in ("p50_ms", "p99_ms")}
+    requests = sum(r["requests"] for r in rounds)
+    return {"rps": round(requests / sum(r["seconds"] for r in rounds))} | middle | {"requests": int(requests)}
+
+
+def over_http(shop: Made, seconds: int, folder: Path, keep_s: int) -> list[dict]:
+    """The endpoint and the no-op by turns, at each number of connections."""
+    kept = {"SERVING_CACHE_SECONDS": keep_s} if "cache_seconds" in Serving.model_fields else {}
+    systems = {"no-op": [path_of(u, K, NOTHING) for u in shop.users], "reco": [path_of(u, K) for u in shop.users]}
+    name, rows = f"lists kept for {keep_s} s" if keep_s else "each list made anew", []
+    with running(shop, beside=True, **kept) as endpoint:
+        for paths in systems.values(): wrk(endpoint.url, paths, 4, seconds, folder)
+        for c in CONNECTIONS:
+            runs = {system: [] for system in systems}
+            for _ in range(ROUNDS):
+                for system, paths in systems.items(): runs[system].append(wrk(endpoint.url, paths, c, seconds, folder))
+            none, ours = together(runs["no-op"]), together(runs["reco"])
+            shares = {"rps_of_noop": round(ours["rps"] / none["rps"], 3), "p99_of_noop": round(ours["p99_ms"] / none["p99_ms"], 2)}
+            rows += [row("no-op", f"HTTP, c={c}, beside: {name}", none), row("reco", f"HTTP, c={c}, {name}", ours | shares)]
+        found = figures(httpx.get(f"{endpoint.url}/metrics", trust_env=False).text)
+        rss = sum(p.memory_info().rss for p in endpoint.replicas()) / 2**20
+    lists, hits = (sum(v for k, v in found.items() if k.split()[0] == f"reco_{x}_total") for x in ("lists", "lists_from_cache"))
+    return rows + [row("reco", f"replica after it, {name}", {"rss_mb": round(rss, 1), "hit_rate": round(hits / max(lists, 1), 4)})]
+
+
+def through_the_app(shop: Made, n: int) -> list[dict]:
+    """The HTTP contract without Ray and network, for the smoke run."""
+    replica = Replica()
+    replica.bundle, replica.store = load_bundle(shop.bundle_folder()), shop.store()
+    rows = []
+    for system, app, route in (("no-op", nothing(), ""), ("reco", create_app(replica), "/recommendations/v1")):
+        http = TestClient(app)
+        answers, began = [], time.perf_counter()
+        times = measure(lambda path, http=http, answers=answers: answers.append(http.get(path)), [path_of(u, K, route) for u in (shop.users * n)[:n]])
+        seconds = time.perf_counter() - began
+        if bad := [a for a in answers if a.status_code != 200]: raise NotServed(f"{len(bad)} answers were no 200")
+        rows.append(row(system, "app, no network, c=1", {"rps": round(n / seconds)} | percentiles(times)))
+    replica.store.close()
+    return rows
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be asked for."""
+    parser = shop_arguments(__doc__)
+    parser.add_argument("--asking", type=int, default=2_000, help="shoppers who ask, one after the other")
+    parser.add_argument("--seconds", type=int, default=5, help="of each run of wrk")
+    parser.add_argument("--keep", type=int, default=30, help="[serving] cache_seconds of the second start; 0: no second start")
+    parser.add_argument("--alone", action="store_true", help="in-process and memory only")
+    return parser
+
+
+def main() -> int:
+    """Make the shop, measure alone, then over HTTP."""
+    args = parser().parse_args()
+    try:
+        with shop_of(args, args.asking) as shop, TemporaryDirectory() as scripts:
+            if args.quick: rows = alone(shop, 50) + through_the_app(shop, 30)
+            else:
+                rows = in_a_process(shop, 2_000)
+                for keep_s in () if args.alone else dict.fromkeys((0, args.keep)): rows += over_http(shop, args.seconds, Path(scripts), keep_s)
+    except NotServed as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    write("p1_endpoint", rows, args.results)
+    if not args.quick: render()
+    return 0
+
+
+if __name__ == "__main__": sys.exit(main())
