@@ -8,21 +8,31 @@ import contextlib
 import sys
 from datetime import UTC, datetime
 
+from reco.batch_store import forget_lists
 from reco.data.lake import open_lake
 from reco.data.storage import LakeError
 from reco.data.upkeep import erase
-from reco.features.store import StoreError, open_store, wait_until_ready
+from reco.features.store import OnlineStore, StoreError, open_store, wait_until_ready
 from reco.settings import Settings, SettingsError, load_settings
+
+
+def forget(
+    store: OnlineStore,
+    users: list[str], # user ids
+) -> int:             # how many of them it knew
+    "Drop the users' events and the lists that were made for them; raises `StoreError`."
+    forget_lists(store, users)
+    return sum(store.erase(user) for user in sorted(set(users)))
 
 
 def erase_online(
     settings: Settings, # `[online]`
     users: list[str],   # user ids
 ) -> int:               # how many of them it knew
-    "Forget the users' recent events; raises `StoreError`."
+    "Forget the users in the store of the settings; raises `StoreError`."
     with contextlib.closing(open_store(settings)) as store:
         wait_until_ready(store.client)
-        return sum(store.erase(user) for user in sorted(set(users)))
+        return forget(store, users)
 
 
 def erase_lake(

@@ -18,7 +18,7 @@ from deltalake.exceptions import DeltaError
 from fastapi import FastAPI
 
 from app.contract import NotErased, NotFollowing, create_app
-from app.erase import erase_lake
+from app.erase import erase_lake, forget
 from app.following import Following, Refusal, prepared, to_serve, try_out, whole
 from app.keys import Keys, KeysError, keys_for
 from app.meter import FOLDER, Meter
@@ -143,7 +143,7 @@ class Replica:
         "The lake first: it is what everything else is made of; raises `NotErased`."
         try:
             rows = erase_lake(load_settings(), [user_id])
-            return rows, self.store.erase(user_id)
+            return rows, bool(forget(self.store, [user_id]))
         except (LakeError, DeltaError, StoreError, OSError) as e: raise NotErased(f"{type(e).__name__}: {e}") from e
 
     def store_answers(self) -> bool: # asked as a request would: not at all for a while after it was down

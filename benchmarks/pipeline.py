@@ -63,7 +63,7 @@ def main() -> None:
                    ("reco", "stranger", measure(lambda r: recommend(r, bundle, store), strangers)),
                    ("reco", "scoring alone, the same rows", measure(ranker.margin, rows)),
                    ("LightGBM predict alone", f"the same rows, {case}", measure(one_thread(ranker), rows))]
-        store.put_rows("newer", bundle.ids.ids.to_list(), bundle.moment.per_item)
+        store.put_rows("newer", bundle.ids.ids.to_list(), bundle.moment.per_item[:len(bundle.items)])
         store.activate(bundle.id, "newer", bundle.moment.asof + 1)
         results.insert(1, ("reco", "known shopper, item features from the store too", measure(lambda r: recommend(r, bundle, store), known)))
         store.close()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import settings as effort
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from app.contract import MAX_EVENTS, Event, create_app
+from app.erase import forget
 from app.serve import Replica, open_intake
+from reco.batch_store import put_lists, read_list
 from reco.bundle import ModelBundle
 from reco.data.bus import open_codec, open_consumer
 from reco.data.intake import hold_to_rules
@@ -176,3 +179,15 @@ def test_what_was_not_erased_is_said(replica, bundle, monkeypatch, tmp_path):
 def test_no_body_makes_it_fail(http, body):
     answer = http.post("/events/v1", content=json.dumps(body), headers={"content-type": "application/json"})
     assert answer.status_code in (202, 422), answer.text
+
+
+def test_the_list_of_last_night_is_forgotten_too(replica):
+    """Of an erased shopper no byte stays online, not even a list."""
+    frame = pl.DataFrame({"user_id": ["ada", "bo"], "rank": [0, 0], "item_id": ["x", "y"], "score": [.5, .4], "source": ["als", "als"],
+                          "bundle_id": ["b", "b"], "ts": [datetime.now(UTC)] * 2})
+    keys = lambda: set(replica.store.client.keys())
+    before = keys()
+    assert put_lists(replica.store, frame, 600) == 2 and len(keys() - before) == 2
+    forget(replica.store, ["ada"])
+    left, = {k for k in keys() - before if b"erased" not in k}
+    assert read_list(replica.store, "ada") is None and b"bo" in left
