@@ -441,6 +441,11 @@ def answered(
     items = [{"item_id": x.item_id, "score": x.score} for x in found.items]
     return ([i | {"why": w} for i, w in zip(items, why, strict=True)] if explain else items), headers
 
+TOLD = {name: {"description": about, "schema": {"type": "string"}} for name, about in (
+    ("X-Request-ID", "names the exposure: the one that was sent, or a new one"), ("X-Bundle-ID", "the model that answered"),
+    ("X-Fallback", "true when nothing was known of the shopper, or of the page"),
+    ("X-Degraded", "what failed or was late and was done without: store, names of candidate sources"), ("X-Cache", "hit when the list was made for an earlier request"))}
+
 def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
     "The routes that shoppers' pages ask."
     # `async` and on purpose without awaiting: a request is a few ms of computing under the interpreter's lock, a
@@ -452,7 +457,7 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
     wrong = {401: _problem_docs("no valid key, where keys are set"), 422: _problem_docs("a parameter is out of range; the detail says what is allowed")}
     long = wrong | {413: _problem_docs("the body is too large")}
     told = wrong | {403: _problem_docs("explain needs a key of the role admin")}
-    found = lambda about, example=None: {200: {"description": about, "content": {"application/json": {"example": example} if example else {}}}}
+    found = lambda example=None: {200: {"description": "best first", "headers": TOLD, "content": {"application/json": {"example": example} if example else {}}}}
     K = Annotated[int, Query(ge=1, le=MAX_K, description="how many items at most")]
     Wanted = Annotated[str, Query(max_length=MAX_FILTER, description="which items may be shown: category:shoes,price<50")]
     Who = Annotated[str, Query(max_length=MAX_ID, description="the shopper, if known: the past counts too")]
@@ -466,7 +471,7 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
 
     @app.get("/recommendations/v1/{user_id:text}", response_model=Recommendations, tags=["recommendations"],
              summary="Items for one shopper, best first", operation_id="recommendations",
-             responses=told | found("best first", EXAMPLE))
+             responses=told | found(EXAMPLE))
     async def recommendations(
         request: Request, role: Role,
         user_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, examples=["user_123"],
@@ -480,7 +485,7 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
         return reply({"user_id": user_id}, RecommendationRequest(user_id, k, None, (), surface, context_item, filter, request_id(request)), role, explain)
 
     @app.get("/similar/v1/{item_id:text}", response_model=SimilarItems, tags=["recommendations"],
-             summary="Items like one item, best first", operation_id="similar", responses=told)
+             summary="Items like one item, best first", operation_id="similar", responses=told | found())
     async def similar(
         request: Request, role: Role,
         item_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, examples=["product_45"],
@@ -491,7 +496,7 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
                      RecommendationRequest(user_id or None, k, None, (), "similar", [item_id], filter, request_id(request)), role, explain)
 
     @app.get("/bought-together/v1", response_model=BoughtTogether, tags=["recommendations"],
-             summary="Items that go with a basket, best first", operation_id="bought_together", responses=told)
+             summary="Items that go with a basket, best first", operation_id="bought_together", responses=told | found())
     async def bought_together(
         request: Request, role: Role,
         items: Annotated[str, Query(description="ids with commas between; a comma within an id is sent as %2C", examples=["product_45,product_7"])],  # noqa: ARG001
@@ -502,7 +507,7 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
                      RecommendationRequest(user_id or None, k, None, (), "bought_together", basket, filter, request_id(request)), role, explain)
 
     @app.post("/recommendations/v1/session", response_model=ForSession, tags=["recommendations"], dependencies=client,
-              summary="Items for an anonymous visit, best first", operation_id="session", responses=long)
+              summary="Items for an anonymous visit, best first", operation_id="session", responses=long | found())
     async def session(request: Request, body: Session) -> Response:
         now = datetime.now(UTC)
         return reply({}, RecommendationRequest(None, body.k, now, happened(body.events, now), body.surface, body.context_items,

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 # ---- the replica --------------------------------------------------------------------------------------------------
 
 STORE_SHARE = 0.8 # of a request's time that the online store may take; half a millisecond is usual
-
 NEW_S = 1         # an answer about a new item waits so long until the item is shown
 
 class Replica:

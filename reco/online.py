@@ -92,18 +92,28 @@ class Online:
         elif not lock.locked(): threading.Thread(target=run, daemon=True).start()
 
     def _follow_items(self, version:int)->bool: # whether the store could be asked
-        if self.newest.version >= version: return True
-        with self.taking:
-            while self.newest.version < version:
-                try: some = self.store.items_after(self.newest.version)
-                except StoreError as e:
-                    log.error("%s; what the shop changed is not known", e)
-                    return False
-                self.newest.take(some)
-                for i in {self.bundle.ids.get(x.item_id) for x in some} & self.newest.changed: self.rows[i] = self._with_numbers(i)
-                if not some: self.newest.version = version # of items that were forgotten since: the lake has them
-        if self.newest.waiting: self._begin(self.bringing, self._bring_in)
+        try:
+            if version < self.newest.version and self.store.live_version() < self.newest.version: self.newest.version = 0 # a store that was lost counts anew
+            if self.newest.version < version: self._take_some(version)
+        except StoreError as e:
+            log.error("%s; what the shop changed is not known", e)
+            return False
+        if self.newest.version < version or self.newest.waiting: self._begin(self.bringing, lambda: self._catch_up(version))
         return True
+
+    def _take_some(self, version:int)->None:
+        with self.taking:
+            if self.newest.version >= version: return
+            some = self.store.items_after(self.newest.version)
+            self.newest.take(some)
+            for i in {self.bundle.ids.get(x.item_id) for x in some} & self.newest.changed: self.rows[i] = self._with_numbers(i)
+            if not some: self.newest.version = version # of items that were forgotten since: the lake has them
+
+    def _catch_up(self, version:int)->None:
+        try:
+            while self.newest.version < version: self._take_some(version)
+        except StoreError as e: log.error("%s; what the shop changed is not known", e)
+        self._bring_in()
 
     def _with_numbers(self, i:int)->np.ndarray: # the row of an item with its newest price
         row = self.rows[i].copy()

@@ -136,6 +136,27 @@ def test_when_no_row_is_free_an_item_waits_for_the_next_bundle(shop, http):
     assert [i.item_id for i in shop.store.live_items()] == ["one too many"] # nothing is lost
 
 
+def test_a_store_that_was_lost_counts_anew_and_is_followed(shop, http):
+    shown = ids(http.get("/recommendations/v1/nobody?k=5"))
+    for n in range(5): http.put(f"/items/v1/{shown[0]}", json={"price": 10 + n})
+    shop.store.client.flushall()
+    assert http.put(f"/items/v1/{shown[1]}", json={"stock": 0}).json()["version"] == 1
+    assert shown[1] not in ids(http.get("/recommendations/v1/nobody?k=5"))
+
+
+def test_a_long_price_list_holds_nobody_up(shop, http):
+    """Six hundred changes at once, of which the next request writes five hundred; the rest follow by themselves, and no list is kept meanwhile."""
+    names = shop.bundle.items["item_id"].to_list()
+    for n in range(600): shop.store.put_item(names[n] if n < 290 else f"new {n}", {"price": float(n)} | ({} if n < 290 else {"title": "lamp"}))
+    began = time.monotonic()
+    first = http.get("/recommendations/v1/nobody?k=5")
+    assert time.monotonic() - began < 1 and len(ids(first)) == 5
+    until, online = time.monotonic() + 60, online_of(shop.bundle, shop.store)
+    while (online.newest.version < 600 or online.newest.waiting) and time.monotonic() < until: time.sleep(0.05)
+    assert online.newest.version == 600 and not online.newest.waiting and shop.bundle.ids.get("new 599") > 0
+    assert shop.bundle.moment.state.price[shop.bundle.ids.get(names[7])] == 7
+
+
 @pytest.mark.parametrize(("body", "word"), [
     ({}, "nothing is said"), ({"colour": "red"}, "colour"), ({"price": -1}, "price"), ({"price": False}, "price"), ({"stock": 1.5}, "stock"),
     ({"discount": 1.01}, "discount"), ({"title": "x" * 20_001}, "title"), ({"category": ""}, "category"), ({"stock": None}, "nothing is said")])

@@ -88,9 +88,11 @@ def local_vectors(
     basis:np.ndarray,    # float16 or float32 [p, d]
 )->np.ndarray:           # float32 [n, d]
     "Fold sparse rows; only those places of the basis are read that a text touches."
-    rows = rows[:, pieces]
-    touched = np.unique(rows.indices)
-    return np.asarray(rows[:, touched] @ basis[touched].astype(np.float32), np.float32)
+    place = np.minimum(np.searchsorted(pieces, rows.indices), max(len(pieces) - 1, 0))
+    kept = pieces[place] == rows.indices if len(pieces) else np.zeros(len(place), bool)
+    touched, column = np.unique(place[kept], return_inverse=True)
+    some = csr_matrix((rows.data[kept], column, np.append(0, np.cumsum(kept))[rows.indptr]), (rows.shape[0], len(touched)))
+    return np.asarray(some @ basis[touched].astype(np.float32), np.float32)
 
 def tfidf_vectors(
     texts:list[str],  # at least one of them not empty

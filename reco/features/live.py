@@ -117,6 +117,10 @@ class LiveStore:
             values = self.client.hmget(keys.items, ids) if ids else []
         return sorted((read_live(i, v) for i,v in zip(ids, values) if v is not None), key=lambda x: x.version)
 
+    def live_version(self)->int: # 0 when nothing was ever said
+        "Number of the last change."
+        with asking("read the number of the last change"): return int(self.client.get(self.live_keys.version) or 0)
+
     def live_items(self)->list[LiveItem]: # in the order of their last changes
         "All of them."
         out:list[LiveItem] = []
