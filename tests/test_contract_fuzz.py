@@ -3,6 +3,7 @@
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import schemathesis
@@ -13,7 +14,7 @@ from hypothesis import settings as effort
 from app.contract import MAX_ID, Problem, create_app
 from app.keys import SHORTEST, keys_for
 from app.serve import Replica, open_intake
-from reco.bundle import ModelBundle
+from reco.bundle import latest_bundle, load_bundle
 from reco.data.histories import epoch_ms
 from reco.data.stream import BusError
 from reco.features.store import OnlineStore, open_store
@@ -67,12 +68,13 @@ def nowhere(settings: Settings, socket: str) -> OnlineStore:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shop(bundle: ModelBundle, trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def shop(bundle_root: Path, trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What answers: a real bundle, a real Redis with everybody's past, a bus, a lake; once with keys, once with all but the bundle gone."""
     root = tmp_path_factory.mktemp("fuzz")
     settings = trained.settings.model_copy(update={"root": root})
     store, intake = open_store(settings), open_intake(settings)
     store.append(trained.sim.interactions)
+    bundle = load_bundle(latest_bundle(bundle_root)) # of their own: what is said of items changes it
     for made in (OPEN, GUARDED): made.bundle, made.store, made.intake = bundle, store, intake
     GUARDED.keys = keys_for(Settings(serving=Serving(client_keys=KEYS["client"], admin_keys=KEYS["admin"])))
     CUT_OFF.bundle, CUT_OFF.store, CUT_OFF.intake = bundle, nowhere(settings, f"{root}/nobody.sock"), type(intake)(intake.encode, Gone())

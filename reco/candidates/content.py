@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'FADE', 'companions', 'shares', 'lent', 'cold_items', 'spread', 'handed_out', 'voted', 'direction',
-           'cosines', 'lent_scores', 'standardised', 'promise', 'in_turn', 'Content']
+           'cosines', 'lent_scores', 'standardised', 'promise', 'widen', 'widened', 'in_turn', 'Content']
 
 # %% ../../nbs/34b_candidates.content.ipynb #84a2bf9c
 from dataclasses import dataclass
@@ -221,17 +221,44 @@ def promise(
     return standardised(borrowed) + np.float32(.5)*(standardised(demand) + standardised(resembles))
 
 # %% ../../nbs/34b_candidates.content.ipynb #8f8cee10
+@njit(cache=True, nogil=True)
+def widen(
+    bits,   # uint16 [n, d], of float16: no infinities, nothing unknown
+    items,  # int32 [m]
+):          # float32 [m, d]
+    "Some rows in single precision, exactly."
+    out = np.empty((len(items), bits.shape[1]), np.uint32)
+    for j in range(len(items)):
+        row = bits[items[j]]
+        for f in range(len(row)): out[j, f] = np.uint32(row[f] & 0x7fff) << np.uint32(13) | np.uint32(row[f] & 0x8000) << np.uint32(16)
+    return out.view(np.float32)*np.float32(2.)**112 # the exponents' biases are 15 and 127
+
+def widened(
+    vectors:np.ndarray,  # float16 [n, d]
+    items:np.ndarray,    # int32 [m] item_idx
+)->np.ndarray:           # float32 [m, d]
+    "Some vectors in single precision."
+    return widen(vectors.view(np.uint16), items)
+
+# %% ../../nbs/34b_candidates.content.ipynb #cdd8d9f0
 FADE = np.float32(.9) # an event counts a tenth less than the one after it
 
+@njit(cache=True, nogil=True)
 def in_turn(
-    near:np.ndarray,  # int32 item_idx, best first
-    new:np.ndarray,   # int32 item_idx, best first
-    k:int,            # wanted
-)->tuple[np.ndarray, np.ndarray]: # int32 and float32, at most k, best first
+    near,  # int32 item_idx, best first
+    new,   # int32 item_idx, best first
+    k,     # wanted
+):         # (int32, float32), at most k, best first
     "One list of two."
-    items, place = np.unique(np.concatenate([near, new]), return_inverse=True)
-    rank = np.concatenate([np.arange(len(near)), np.arange(len(new))])
-    return top_k(items, np.bincount(place, 1/(60 + rank), len(items)).astype(np.float32), k) # 60 is the paper's
+    items, score, n = np.empty(len(near) + len(new), np.int32), np.zeros(len(near) + len(new)), len(near)
+    for j in range(n): items[j], score[j] = near[j], 1/(60 + j) # 60 is the paper's
+    for j in range(len(new)):
+        at = 0
+        while at < len(near) and near[at] != new[j]: at += 1
+        if at == len(near): at, n = n, n + 1
+        items[at] = new[j]
+        score[at] += 1/(60 + j)
+    return top_k(items[:n], score[:n].astype(np.float32), k)
 
 # %% ../../nbs/34b_candidates.content.ipynb #49455f25
 @dataclass
@@ -324,7 +351,7 @@ class Content:
         "The past's neighbours, and those of them that came in after the fit."
         near, votes = voted(items, loud, self.near_start, self.near, self.alike, room, k)
         if not len(self.live): return near
-        cosine = self.vectors[items].astype(np.float32) @ self.live_rows.T
+        cosine = widened(self.vectors, items) @ self.live_rows.T
         start, end = self.near_start[items], self.near_start[items + 1]
         floor = np.where(end - start >= self.neighbours, self.alike[np.maximum(end - 1, 0)], 0) if len(self.alike) else np.zeros(len(items), np.float32)
         counts = (cosine > 0) & (cosine >= floor[:, None]) & (items[:, None] != self.live)
@@ -336,12 +363,12 @@ class Content:
         return self.vectors.size > 0
 
     @cached_property
-    def loans(self)->tuple[np.ndarray, np.ndarray, np.ndarray]: # int64 [n_items+1], int32, float32: to which of the cold, by place, each item lends which share
+    def loans(self)->tuple[np.ndarray, ...]: # int64 [n_items+1], int32, float32: to which of the cold, by place, each item lends which share; float32, the demand for each of the cold
         place, p = np.nonzero(self.share[self.new] > 0)
         who = self.lender[self.new][place, p]
         order = np.argsort(who, kind="stable")
         start = np.concatenate([[0], np.cumsum(np.bincount(who, minlength=len(self.demand)))]).astype(np.int64)
-        return start, place[order].astype(np.int32), self.share[self.new][place, p][order]
+        return start, place[order].astype(np.int32), self.share[self.new][place, p][order], self.demand[self.new]
 
     @property
     def scratch(self)->Scratch: return scratch_of(self, ((len(self.demand),), np.float32), ((len(self.demand), 2), np.float32))
@@ -353,9 +380,9 @@ class Content:
         "How much speaks for each cold item."
         alike = np.ones(len(items), np.float32)
         spread(items, alike, self.indptr, self.index, self.value, room)
-        borrowed = handed_out(items, self.indptr, self.index, *self.loans, len(self.new), room)
-        middle = direction(self.vectors[items].astype(np.float32), alike)
-        return promise(borrowed, self.demand[self.new], dot_all(middle, self.new_rows))
+        borrowed = handed_out(items, self.indptr, self.index, *self.loans[:3], len(self.new), room)
+        middle = direction(widened(self.vectors, items), alike)
+        return promise(borrowed, self.loans[3], dot_all(middle, self.new_rows))
 
     def score(self,
         histories:Histories,
@@ -370,8 +397,8 @@ class Content:
         for i in np.flatnonzero(histories.lengths):
             at = slice(indptr[i], indptr[i + 1])
             mine, strength, age = self.past(histories, i)
-            fading, rows = strength*FADE**age, self.vectors[items[at]].astype(np.float32)
-            out[at, :4] = cosines(rows, self.vectors[mine].astype(np.float32), fading)
+            fading, rows = strength*FADE**age, widened(self.vectors, items[at])
+            out[at, :4] = cosines(rows, widened(self.vectors, mine), fading)
             out[at, 4:6] = lent_scores(items[at], mine, fading, self.indptr, self.index, self.value, self.lender, self.share, room)
         self.scratch.give(arrays)
         return out
