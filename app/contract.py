@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import reco
@@ -407,6 +408,36 @@ class Bounded:
         if not said.isdigit() or int(said) > MAX_BODY: return await (await _http(Request(scope), TooLarge(413)))(scope, receive, send)
         await self.app(scope, counting, send)
 
+PLAIN = re.compile(rf"/recommendations/v1/([\s\S]{{1,{MAX_ID}}})")
+FEW = re.compile(rb"(?:k=([1-9][0-9]{0,2}))?(?:^|&|$)(?:surface=for_you)?")
+
+def plain_request(
+    scope: Scope,  # of a request that `KeyFirst` let through
+) -> RecommendationRequest|None: # None: FastAPI has to look at it
+    "What nearly every request asks, and nothing else: a list for a shopper, perhaps its length. Raises `Refused` for a bad X-Request-ID."
+    if scope["method"] != "GET" or scope.get("root_path") or scope["reco.role"] not in ("client", "admin"): return None
+    path, query = PLAIN.fullmatch(scope["path"]), FEW.fullmatch(scope["query_string"])
+    if not path or not query: return None
+    k = int(query[1] or 5)
+    return RecommendationRequest(path[1], k, request_id=request_id(Request(scope))) if k <= MAX_K else None
+
+class PlainFirst:
+    """An ASGI app that answers the plainest and most frequent request itself. FastAPI reads twelve parameters for it, which takes as long as
+    finding a kept list; everything else, and every mistake, goes on to FastAPI, whose route says the same at greater length."""
+    def __init__(self, app: ASGIApp, reply: Callable[[RecommendationRequest], Response], route: BaseRoute):
+        self.app, self.reply, self.route = app, reply, route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = None
+        if scope["type"] == "http" and scope["path"].startswith("/recommendations/v1/"):
+            try:
+                asked = plain_request(scope)
+                response = self.reply(asked) if asked else None
+            except Refused as e: response = await _refused(Request(scope), e)
+        if response is None: return await self.app(scope, receive, send)
+        scope["route"] = self.route # for the figures
+        await response(scope, receive, send)
+
 def create_app(
     service: Service, # answers requests; read anew for each, so that it may swap its bundle
     echo: bool=True,  # whether answers are to carry X-Request-ID; Ray Serve adds it itself
@@ -416,10 +447,11 @@ def create_app(
                   "Recommendations for a shop. Every shopper gets an answer: an unknown one gets what is popular.")
     for error, handler in ((RequestValidationError, _invalid), (HTTPException, _http), (Refused, _refused), (Exception, _crash)):
         app.add_exception_handler(error, handler)
+    plain = _add_recommendations(app, service, echo)
+    app.add_middleware(PlainFirst, reply=plain, route=next(r for r in app.routes if getattr(r, "operation_id", "") == "recommendations"))
     app.add_middleware(Bounded)
     app.add_middleware(KeyFirst, service=service)
     app.add_middleware(Metered, meter=service.meter) # outermost: what is refused counts too
-    _add_recommendations(app, service, echo)
     _add_events(app, service)
     _add_items(app, service)
     _add_operations(app, service)
@@ -446,8 +478,8 @@ TOLD = {name: {"description": about, "schema": {"type": "string"}} for name, abo
     ("X-Fallback", "true when nothing was known of the shopper, or of the page"),
     ("X-Degraded", "what failed or was late and was done without: store, names of candidate sources"), ("X-Cache", "hit when the list was made for an earlier request"))}
 
-def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
-    "The routes that shoppers' pages ask."
+def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> Callable[[RecommendationRequest], Response]:
+    "The routes that shoppers' pages ask; returns how a shopper's list is answered."
     # `async` and on purpose without awaiting: a request is a few ms of computing under the interpreter's lock, a
     # thread per request would only add hand-overs. The answer is written directly: a response model would check each
     # item again; `response_model` stays as the documentation, and tests hold the answers to it.
@@ -523,6 +555,8 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> None:
             except Refused as e: raise Refused(e.status, e.title, f"requests[{n}]: {e.detail}") from None
             answers.append({"user_id": r.user_id, "recommendations": items})
         return Response(to_json({"answers": answers}), headers=named(name), media_type="application/json")
+
+    return lambda asked: reply({"user_id": asked.user_id}, asked)
 
 def _add_events(app: FastAPI, service: Service) -> None:
     "The routes by which the shop says what happens, and what is to be forgotten."

@@ -37,7 +37,7 @@ from benchmarks.endpoint import (
 )
 from benchmarks.pipeline import measure
 from reco.bundle import ModelBundle, load_bundle
-from reco.features.store import OnlineStore
+from reco.features.store import OnlineStore, Past
 from reco.moment import ranker_rows
 from reco.pipeline import RecommendationRequest, recommend, request_history
 from reco.settings import Serving
@@ -66,7 +66,7 @@ def row(system: str, case: str, metrics: dict[str, float]) -> dict:
 
 def candidates_of(bundle: ModelBundle, store: OnlineStore, users: list[str]) -> float:
     """Candidates per request, on average."""
-    moment, past = bundle.moment, lambda u: request_history(RecommendationRequest(u, K), bundle, store.events(u))
+    moment, past = bundle.moment, lambda u: request_history(RecommendationRequest(u, K), bundle, Past.of(store.events(u)))
     return float(np.mean([len(ranker_rows(moment, past(u))[0].item) for u in users]))
 
 

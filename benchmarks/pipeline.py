@@ -15,7 +15,7 @@ from reco.bundle import make_bundle
 from reco.data.histories import epoch_ms
 from reco.data.shop import index_shop
 from reco.data.simulator import simulate
-from reco.features.store import open_store
+from reco.features.store import Past, open_store
 from reco.moment import ranker_rows
 from reco.pipeline import RecommendationRequest, UserEvent, recommend, request_history
 from reco.ranking.lambdamart import Ranker
@@ -56,7 +56,7 @@ def main() -> None:
         pasts = store.events_many([r.user_id for r in known])
         carried = [RecommendationRequest(None, 10, end, [UserEvent(e.item_id, EVENTS[e.event], datetime.fromtimestamp(e.ts / 1000, UTC))
                                                          for e in past]) for past in pasts]
-        rows = [ranker_rows(bundle.moment, request_history(r, bundle, past))[1] for r, past in zip(known, pasts, strict=True)]
+        rows = [ranker_rows(bundle.moment, request_history(r, bundle, Past.of(past)))[1] for r, past in zip(known, pasts, strict=True)]
         case = f"{size[1]:,} items, {sum(map(len, rows))/n:.0f} candidates, {ranker.booster.num_trees()} trees"
         results = [("reco", f"known shopper, {case}", measure(lambda r: recommend(r, bundle, store), known)),
                    ("reco", "the past in the request, no store", measure(lambda r: recommend(r, bundle), carried)),

@@ -32,7 +32,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.base import arguments, render, write
-from reco.candidates.content import Content, spread
+from reco.candidates.content import Content, promises
 from reco.data.files import gather
 from reco.data.histories import EventLog, Histories, epoch_ms, event_log, histories
 from reco.data.online_retail import purchases, scan_invoices
@@ -156,11 +156,14 @@ class Fitted:
         scores = self.source.score(self.cut.h.take(u), np.array([0, len(items)]), items.astype(np.int32))
         return np.column_stack([scores, self.own(u)[items], self.per_item[items], np.tile(self.activity(u), (len(items), 1))]).astype(np.float32)
 
+    def read(self, u: int) -> tuple[np.ndarray, ...]:
+        """What `Content.read` says of the customer's past, and the room it was written to."""
+        room = np.zeros((len(self.cut.cold), 2), np.float32)
+        return *self.source.read(self.cut.h, u, room), room
+
     def own(self, u: int) -> np.ndarray:
         """float32 [n_items]: how much shoppers of the customer's items touch an item itself."""
-        out, mine = np.zeros(len(self.cut.cold), np.float32), self.source.past(self.cut.h, u)[0]
-        spread(mine, np.ones(len(mine), np.float32), self.source.indptr, self.source.index, self.source.value, out)
-        return out
+        return self.read(u)[-1][:, 1]
 
     def activity(self, u: int) -> list[float]:
         """How much the customer buys: items ever, lines in the last 30 days."""
@@ -169,8 +172,9 @@ class Fitted:
 
     def order(self, u: int) -> np.ndarray:
         """float [n_items]: the source's own order of the cold items, NaN for the rest."""
-        out = np.full(len(self.cut.cold), np.nan)
-        out[self.source.new] = self.source.promises(self.source.past(self.cut.h, u)[0], np.zeros(len(out), np.float32))
+        out, s = np.full(len(self.cut.cold), np.nan), self.source
+        _, _, company, queries, room = self.read(u)
+        out[s.new] = promises(company, room, s.loans, queries[2], s.new_rows)
         return out
 
     def proposes(self, u: int) -> np.ndarray:

@@ -8,6 +8,7 @@ __all__ = ['FEW', 'IdMap', 'OpenIds']
 # %% ../nbs/02_ids.ipynb #ac0d81ea
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,12 @@ class IdMap:
     )->int:            # its index, or -1 when unknown
         "The index of one id, -1 when the map does not know it."
         return self._index.get(external, -1)
+
+    def few(self,
+        external:list[str],  # external ids
+    )->np.ndarray:           # int32, same length, -1 where unknown
+        "The index of each of a few ids, without a query."
+        return np.fromiter(map(self._index.get, external, repeat(-1)), np.int32, len(external))
 
     def index(self,
         external:pl.Series,  # external ids

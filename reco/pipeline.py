@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from .data.histories import ADDTOCART, VIEW, Histories, epoch_ms
 from .deadline import Clock, on_time
 from .features.items import ITEM_FEATURES
 from .features.pasts import PastEvent
-from .features.store import OnlineStore, StoreError, Told, history_of_request
+from .features.store import NOTHING, OnlineStore, Past, StoreError, Told, history_of_request
 from .moment import Moment, ranker_rows
 from .online import online_of
 from .ranking.lambdamart import Ranker
@@ -66,14 +67,13 @@ def make_lists(
     "Re-rank each request's candidates."
     blank = lambda fill, kind: np.full((len(c), k), fill, kind)
     out = Lists(blank(-1, np.int32), blank(np.nan, np.float64), blank(-1, np.int8), blank(np.nan, np.float64), {})
-    best = best_source(c.ranks)
     for i in range(len(c)):
         rows = slice(c.indptr[i], c.indptr[i + 1])
         shown = rerank(reranker, c.item[rows], log_odds[rows], h.take(i), k, surface, wanted, request_id)
         n, at = len(shown.items), c.indptr[i] + shown.places
         proposed = shown.places >= 0 # a pinned item that is no candidate has neither a score nor a source
         out.items[i, :n], out.propensity[i, :n] = shown.items, shown.propensity
-        out.log_odds[i, :n][proposed], out.source[i, :n][proposed] = log_odds[at[proposed]], best[at[proposed]]
+        out.log_odds[i, :n][proposed], out.source[i, :n][proposed] = log_odds[at[proposed]], best_source(c.ranks[at[proposed]])
         for rule, m in shown.dropped.items(): out.dropped[rule] = out.dropped.get(rule, 0) + m
     return out
 
@@ -152,8 +152,7 @@ class RecommendationRequest:
     request_id: str|None = None        # seed of exploration; none explores nothing
 
 # %% ../nbs/61_pipeline.ipynb #cd99f40e
-@dataclass(frozen=True)
-class ScoredItem:
+class ScoredItem(NamedTuple):
     "One recommendation."
     item_id: str
     score: float  # chance that the shopper touches it within the horizon, in [0, 1]
@@ -189,7 +188,7 @@ def fresh_events(
 def request_history(
     request:RecommendationRequest,
     bundle:ModelBundle,
-    stored:list[PastEvent],  # what the store knows of the shopper
+    stored:Past,             # what the store knows of the shopper
 )->Histories:                # a batch of one
     "The past of the shopper who asks."
     return history_of_request(stored, fresh_events(request.events), epoch_ms(request.now or datetime.now(UTC)),
@@ -203,7 +202,7 @@ class Asked:
         bundle:ModelBundle,
         deadline_s:float|None=None, # seconds from now; None waits for everything
     ):
-        self.store, self.bundle, self.degraded, self.told = store, bundle, False, Told([], None, 0, b"", None)
+        self.store, self.bundle, self.degraded, self.told = store, bundle, False, Told(NOTHING, None, 0, b"", None)
         self.clock = None if deadline_s is None else Clock(deadline_s)
 
     def ask(self,
@@ -253,11 +252,11 @@ def scored(
     bundle:ModelBundle,
 )->list[ScoredItem]:
     "The list with external ids."
-    got = lists.items[0] >= 0
-    chance = 1/(1 + np.exp(-lists.log_odds[0, got]))
-    names = [sources[s] if s >= 0 else "pin" if i in pins else "rest" for i,s in zip(lists.items[0, got], lists.source[0, got])]
-    return [ScoredItem(i, round(float(p), 6), name, round(float(q), 9))
-            for i,p,name,q in zip(bundle.ids.external(lists.items[0, got]), chance, names, lists.propensity[0, got])]
+    n = np.count_nonzero(lists.items[0] >= 0)
+    items, chance = lists.items[0, :n], 1/(1 + np.exp(-lists.log_odds[0, :n]))
+    names = [sources[s] if s >= 0 else "pin" if i in pins else "rest" for i,s in zip(items, lists.source[0, :n].tolist())]
+    return [ScoredItem(i, round(p, 6), name, round(q, 9))
+            for i,p,name,q in zip(bundle.ids.external(items), chance.tolist(), names, lists.propensity[0, :n].tolist())]
 
 # %% ../nbs/61_pipeline.ipynb #d04f9370
 def pins_for(

@@ -4,6 +4,7 @@ import os
 import string
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from math import exp
 from urllib.parse import quote
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from app.contract import MAX_BASKET, MAX_BATCH, MAX_EVENTS, Why, create_app, listed
+from app.contract import MAX_BASKET, MAX_BATCH, MAX_EVENTS, Why, create_app, listed, plain_request
 from app.keys import SHORTEST, Keys, KeysError, keys_for, load_keys
 from app.meter import FOLDER
 from app.serve import Replica
@@ -33,6 +34,12 @@ def replica(bundle: ModelBundle, store: OnlineStore) -> Replica:
     made = Replica()
     made.bundle, made.store = bundle, store
     return made
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
+    """For hypothesis, which wants nothing that lasts one test."""
+    with pytest.MonkeyPatch.context() as patch: yield patch
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +81,34 @@ def test_a_basket_gets_what_goes_with_all_of_it(http, bundle, store, items):
     assert shown(answer) == expected(bundle, store, k=6, surface="bought_together", context_items=items[:3]) and not set(items[:3]) & set(shown(answer))
     again = http.get("/bought-together/v1", params=[("items", items[0]), ("items", ",".join(items[1:3])), ("k", 6)])
     assert again.json()["items"] == items[:1] + [",".join(items[1:3])]  # httpx sends the comma as %2C: one id
+
+
+PARTS = ["k=1", "k=7", "k=100", "k=101", "k=0", "k=05", "k=-1", "k=x", "k=", "k", "", "surface=for_you", "surface=similar", "surface=", "context_item=a",
+         "filter=price<5", "filter=%zz", "explain=true", "other=1", "%6b=3", "k=3;"]
+
+
+@effort(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=3).map("&".join), st.sampled_from(["user", "a/b", "", "%0A", "%25", "🛒", "u" * 512, "u" * 513, "session"]),
+       st.sampled_from([None, "page-1", "", "no good", "x" * 129]))
+def test_the_plain_request_is_answered_as_fastapi_would(replica, monkeypatch_module, user, query, who, name):
+    """The short way and the long way: the same status, body and headers for whatever is asked."""
+    url, headers = f"/recommendations/v1/{quote(user) if who == 'user' else who}" + f"?{query}" * bool(query), {"X-Request-ID": name} if name is not None else {}
+    short = TestClient(create_app(replica)).get(url, headers=headers)
+    with monkeypatch_module.context() as m:
+        m.setattr("app.contract.plain_request", lambda scope: None)
+        long = TestClient(create_app(replica)).get(url, headers=headers)
+    same = lambda answer: (answer.status_code, answer.json(), {k: v for k, v in answer.headers.items() if name is not None or k != "x-request-id"})
+    assert same(short) == same(long)
+
+
+@pytest.mark.parametrize(("query", "short"), [("", True), ("k=20", True), ("k=20&surface=for_you", True), ("surface=for_you", True), ("k=101", False),
+                                              ("k=5&k=6", False), ("explain=true", False), ("surface=similar", False), ("filter=price<5", False)])
+def test_what_is_plain_goes_the_short_way_and_nothing_else(query, short):
+    scope = {"type": "http", "method": "GET", "path": "/recommendations/v1/ann", "query_string": query.encode(), "headers": [], "reco.role": "client"}
+    found = plain_request(scope)
+    assert (found is not None) == short and (not short or (found.user_id, found.k) == ("ann", 20 if "k=20" in query else 5))
+    for other in ({"method": "POST"}, {"reco.role": "nobody"}, {"root_path": "/shop"}, {"path": "/recommendations/v1/"}):
+        assert plain_request(scope | other) is None
 
 
 @pytest.mark.parametrize(("query", "ids"), [("items=a,b", ["a", "b"]), ("items=a%2Cb,c", ["a,b", "c"]), ("items=a&items=b", ["a", "b"]),

@@ -12,7 +12,7 @@ from reco.bundle import load_bundle, make_bundle, save_bundle
 from reco.data.histories import epoch_ms, histories
 from reco.data.shop import index_shop
 from reco.data.split import requests_at, thin, who_and_when
-from reco.features.store import open_store
+from reco.features.store import Past, open_store
 from reco.materialize import item_rows
 from reco.moment import fit_moment, ranker_rows
 from reco.pipeline import RecommendationRequest, UserEvent, recommend
@@ -109,7 +109,7 @@ def test_a_lost_event_would_be_noticed(trained, served, filled):
         who = trained.shop.users.external(np.array([user]))[0]
         events = fresh(trained, who, asof)
         if len(events) < 2: continue
-        h = [reco.pipeline.request_history(RecommendationRequest(who, 10, asof, e), served, filled.events(who)) for e in (events, events[:-1])]
+        h = [reco.pipeline.request_history(RecommendationRequest(who, 10, asof, e), served, Past.of(filled.events(who))) for e in (events, events[:-1])]
         rows = [ranker_rows(served.moment, x)[1] for x in h]
         assert rows[0].shape != rows[1].shape or not np.array_equal(*rows, equal_nan=True)
         return

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from conftest import END
 
+from reco.features.store import NOTHING
 from reco.pipeline import RecommendationRequest, UserEvent, recommend, request_history
 
 
@@ -34,7 +35,7 @@ def test_planted_complements_come_up(trained, bundle):
     proposed = shown = 0
     for item, complement in planted:
         request = RecommendationRequest("nobody yet", 20, END, [UserEvent(item, "addtocart", END - timedelta(minutes=1))])
-        beside = bundle.moment.sources["copurchase"].retrieve(request_history(request, bundle, []), 5).items[0]
+        beside = bundle.moment.sources["copurchase"].retrieve(request_history(request, bundle, NOTHING), 5).items[0]
         proposed += bundle.ids.get(complement) in beside
         shown += complement in {i.item_id for i in recommend(request, bundle).items}
     n, chance = len(planted), 1 / len(stock)

@@ -10,6 +10,7 @@ __all__ = ['WORTH', 'EVENT_WEIGHTS', 'Retrieved', 'CandidateSource', 'score_mean
 # %% ../../nbs/30_candidates.base.ipynb #f62901c7
 import json
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from heapq import heapify, heapreplace
 from importlib import import_module
 from pathlib import Path
@@ -179,14 +180,20 @@ def lay_out(
         indptr[i + 1] = row + 1
     return indptr, item[:row + 1].copy(), ranks[:row + 1].copy(), told[:row + 1].copy()
 
+@lru_cache(64)
+def _columns(
+    width:tuple[int, ...], # places of each source
+)->tuple[np.ndarray, np.ndarray]: # int64 and float32 [width]
+    "Whose proposal each column is, and which place."
+    return np.repeat(np.arange(len(width)), width), np.concatenate([np.arange(w, dtype=np.float32) for w in width])
+
 def merge(
     retrieved:dict[str,Retrieved], # source → its proposals, all for the same requests
 )->Candidates:
     "One candidate per request and item, with every source's rank and score."
-    width = [r.items.shape[1] for r in retrieved.values()]
-    source, rank = np.repeat(np.arange(len(width)), width), np.concatenate([np.arange(w, dtype=np.float32) for w in width])
+    source, rank = _columns(tuple([r.items.shape[1] for r in retrieved.values()]))
     items, scores = (np.concatenate(parts, axis=1) for parts in zip(*((r.items, r.scores) for r in retrieved.values()), strict=True))
-    return Candidates(*lay_out(items, scores, source, rank, len(width)), tuple(retrieved))
+    return Candidates(*lay_out(items, scores, source, rank, len(retrieved)), tuple(retrieved))
 
 # %% ../../nbs/30_candidates.base.ipynb #0350e60f
 def score_all(

@@ -107,12 +107,13 @@ def own_habit(
 # %% ../../nbs/37_candidates.buy_again.ipynb #fe363061
 @njit(cache=True, nogil=True)
 def bought_again(
-    item, ts,                        # one request's purchases, oldest first
+    item, event, ts,                 # one history, oldest first
     asof, horizon,                   # ms; days ahead
     repeats, share, middle, spread,  # the habits of all items
     prior,
 ):                                   # int32 [n] items, sorted; float32 [n, 3]: chance, lateness, times bought
     "Every item that the shopper bought and that somebody bought twice."
+    item, ts = item[event == TRANSACTION], ts[event == TRANSACTION]
     items = np.unique(item)
     items = items[repeats[items] > 0]
     out = np.empty((len(items), 3), np.float32)
@@ -152,8 +153,7 @@ class BuyAgain:
     )->tuple[np.ndarray, np.ndarray]: # int32 items, sorted; float32 [n, 3]
         "What can be said of one request's purchases."
         at = slice(h.indptr[i], h.indptr[i + 1])
-        bought = h.event[at] == TRANSACTION
-        return bought_again(h.item[at][bought], h.ts[at][bought], h.asof[i], self.horizon_days,
+        return bought_again(h.item[at], h.event[at], h.ts[at], h.asof[i], self.horizon_days,
                             self.repeats, self.share, self.middle, self.spread[0], self.prior)
 
     def retrieve(self,
@@ -162,7 +162,7 @@ class BuyAgain:
     )->Retrieved:
         "The `k` items most likely to be bought again; nothing for who bought nothing that is ever bought twice."
         out = Retrieved.blank(len(histories), k)
-        for i in np.flatnonzero(histories.lengths):
+        for i in histories.told:
             items, said = self._of(histories, i)
             found, score = top_k(items, said[:, 0].copy(), k)
             out.items[i, :len(found)], out.scores[i, :len(found)] = found, score
@@ -175,7 +175,7 @@ class BuyAgain:
     )->np.ndarray:           # float32 [rows, 3], NaN for what the shopper never bought
         "Chance, lateness and times bought of any candidate."
         out = np.full((len(items), len(self.scores)), np.nan, np.float32)
-        for i in np.flatnonzero(histories.lengths):
+        for i in histories.told:
             mine, said = self._of(histories, i)
             if not len(mine): continue
             rows = slice(indptr[i], indptr[i + 1])

@@ -111,7 +111,7 @@ class CategoryPopularity:
     )->Retrieved:
         "The best `k` of each request; nothing for who has looked at no item with a category."
         out = Retrieved.blank(len(histories), k)
-        for i in np.flatnonzero(histories.lengths):
+        for i in histories.told:
             found, score = propose(*self._taste(histories, i), self.items, self.indptr, self.said[:, 1], k)
             out.items[i, :len(found)], out.scores[i, :len(found)] = found, score
         return out
@@ -123,7 +123,7 @@ class CategoryPopularity:
     )->np.ndarray:           # float32 [rows, 3]
         "The score of any candidate; 0 in a category that the shopper did not look at, NaN without a category."
         out = np.column_stack([np.zeros(len(items), np.float32), self.said[items]])
-        for i in np.flatnonzero(histories.lengths):
+        for i in histories.told:
             mine, share = self._taste(histories, i)
             rows = slice(indptr[i], indptr[i + 1])
             same = self.category[items[rows]][:, None] == mine # float32 [rows, categories], few of either

@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 
 from .base import top_k
-from .content import Content, lent, shares
+from .content import Content
+from .lending import lent, shares
 from .text import Reader, item_texts, unit
 
 # %% ../../nbs/34c_candidates.newcomers.ipynb #d562caec

@@ -85,4 +85,6 @@ class Popularity:
         items:np.ndarray,    # int32 [rows] candidates
     )->np.ndarray:           # float32 [rows, 3]
         "Strength and places of any item."
-        return np.column_stack([self.strength[items], self.places[items]])
+        out = np.empty((len(items), 3), np.float32)
+        out[:, 0], out[:, 1:] = self.strength[items], self.places[items]
+        return out

@@ -84,7 +84,7 @@ class Voting:
     )->Retrieved:
         "The best voted `k` of each request."
         out = Retrieved.blank(len(histories), k)
-        for i in np.flatnonzero(histories.lengths):
+        for i in histories.told:
             arrays = self.scratch.take()
             touched, strength = self.cast(histories, i, *arrays)
             found, best = top_k(touched, strength, k)
@@ -100,7 +100,7 @@ class Voting:
     )->np.ndarray:          # float32 [rows, scores]
         "The votes for each candidate; zero for those without one."
         out = np.zeros((len(items), len(self.scores)), np.float32)
-        for i in np.flatnonzero(histories.lengths):
+        for i in histories.told:
             arrays, touched = histories.memo.pop(id(self), (None, None)) # of `retrieve`, for the same request
             if arrays is None: touched, _ = self.cast(histories, i, *(arrays := self.scratch.take()))
             at = slice(indptr[i], indptr[i + 1])

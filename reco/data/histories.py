@@ -9,6 +9,7 @@ __all__ = ['CLICK', 'VIEW', 'ADDTOCART', 'TRANSACTION', 'epoch_ms', 'EventLog', 
 # %% ../../nbs/16_data.histories.ipynb #be5fb8d7
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -85,10 +86,15 @@ class Histories:
     def lengths(self)->np.ndarray: # int64 [n], events per request
         return np.diff(self.indptr)
 
+    @cached_property
+    def told(self)->np.ndarray: # int64, the requests of which there is a past
+        return np.flatnonzero(self.indptr[1:] > self.indptr[:-1])
+
     def take(self,
         i:int,         # request
     )->"Histories":    # a batch of one
         "One request of the batch."
+        if len(self) == 1: return self
         at = slice(self.indptr[i], self.indptr[i+1])
         return Histories(np.array([0, at.stop - at.start]), self.item[at], self.event[at], self.ts[at], self.asof[i:i+1])
 
