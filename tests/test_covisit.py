@@ -58,8 +58,8 @@ def test_shares_are_what_counting_by_hand_gives(seed):
     for i in np.flatnonzero(one.lengths):
         last = one.item[one.indptr[i]]
         for name in ("after", "before", "together"):
-            assert np.allclose(got[i, :, list(VOTES).index(f"{name}_last")], truth[name][last], atol=1e-5), name
-        assert np.allclose(got[i, :, list(VOTES).index("wanted")], truth["wanted"][last], atol=1e-5)
+            assert np.allclose(got[i, :, list(VOTES).index(f"{name}_last")], truth[name][last], rtol=1e-3, atol=1e-6), name
+        assert np.allclose(got[i, :, list(VOTES).index("wanted")], truth["wanted"][last], rtol=1e-3, atol=1e-6)
 
 
 def test_two_steps_are_the_product_of_one_step_with_itself():
@@ -68,12 +68,12 @@ def test_two_steps_are_the_product_of_one_step_with_itself():
     step = np.zeros((ITEMS, ITEMS))
     for a in range(ITEMS):
         at = slice(one.indptr[a], one.indptr[a + 1])
-        step[a, one.index[at]] = (one.value[at, 0] + one.value[at, 1]) / 2
+        step[a, one.index[at]] = one.value[at, :2].astype(np.float32).mean(axis=1)
     shrunk = TwoSteps(width=ITEMS, neighbours=ITEMS).fit(log, asof)
     for a in range(ITEMS):
         at, want = slice(shrunk.indptr[a], shrunk.indptr[a + 1]), step[a] @ step
         assert a not in shrunk.index[at]
-        assert np.allclose(shrunk.value[at], want[shrunk.index[at]], rtol=1e-4)
+        assert np.allclose(shrunk.value[at], want[shrunk.index[at]], rtol=1e-3)
 
 
 SOURCES = {"covisit": CoVisitation(), "two_steps": TwoSteps(), "session_knn": SessionKNN(), "item_item": ItemItem(),

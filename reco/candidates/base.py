@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORTH', 'EVENT_WEIGHTS', 'Retrieved', 'CandidateSource', 'score_meanings', 'save_source', 'source_class',
-           'saved_class', 'mapped', 'load_source', 'top_k', 'latest_items', 'Candidates', 'lay_out', 'merge',
-           'score_all', 'candidates_frame']
+           'saved_class', 'mapped', 'load_source', 'top_k', 'half', 'halved', 'bits_of', 'latest_items', 'Candidates',
+           'lay_out', 'merge', 'score_all', 'candidates_frame']
 
 # %% ../../nbs/30_candidates.base.ipynb #f62901c7
 import json
@@ -120,6 +120,26 @@ def top_k(
     items, scores = items[by_item], scores[by_item]
     order = np.argsort(-scores, kind="mergesort")[:k]
     return items[order], scores[order]
+
+# %% ../../nbs/30_candidates.base.ipynb #8e169c6f
+@njit(cache=True, nogil=True)
+def half(
+    bits,  # uint16, of a float16 that is not below 0, not infinite and not unknown
+):         # float32
+    "The number in single precision."
+    return np.uint32(np.uint32(bits) << np.uint32(13)).view(np.float32)*np.float32(2.)**112 # the exponents' biases are 15 and 127
+
+def halved(
+    values:np.ndarray,  # float, not below 0
+)->np.ndarray:          # float16, of the same shape, above 0 where they are
+    "Numbers in half precision, the smallest of them not lost."
+    return np.where(values > 0, np.clip(values, 6e-8, 65_504), 0).astype(np.float16)
+
+def bits_of(
+    values:np.ndarray,  # float16
+)->np.ndarray:          # uint16, no copy
+    "What compiled code reads."
+    return values.view(np.uint16)
 
 # %% ../../nbs/30_candidates.base.ipynb #899db241
 EVENT_WEIGHTS = np.array([{"view": 1, "click": 1, "addtocart": 3, "transaction": 5}.get(e, 0) for e in EVENTS], np.float32)

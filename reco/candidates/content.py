@@ -17,7 +17,7 @@ from numba import njit
 from scipy.sparse import csr_matrix
 
 from .als import dot_all
-from .base import EVENT_WEIGHTS, Retrieved, latest_items, top_k
+from .base import EVENT_WEIGHTS, Retrieved, bits_of, halved, latest_items, top_k
 from .lending import borrowed, cold_items, companions, company_of, handed_out, lent, promise, shares
 from .nearest import nearest
 from .popularity import popularity
@@ -42,7 +42,7 @@ def faded(
 @njit(cache=True, nogil=True)
 def voted(
     items, loud,            # int32 and float32 [h]: what was touched, and how much it counts
-    indptr, index, value,   # CSR of neighbours, all values above 0
+    indptr, index, value,   # CSR of neighbours, in bits of float16, all above 0
     room,                   # float32 [n_items, 2] scratch, all zero before and after
     k,                      # wanted
 ):                          # (int32, float32), best first
@@ -88,7 +88,7 @@ SCORES = {
 def read_past(
     item, event, limit,     # one history, oldest first; items at most
     bits,                   # uint16 [n_items, d], of float16: the items' vectors
-    indptr, index, value,   # CSR of companions
+    indptr, index, value,   # CSR of companions, in bits of float16
     room,                   # float32 [n_items, 2] scratch, all zero before; the caller zeroes it
 ):                          # (int32 items and float32 how much each counts, newest first; int32 companions; float32 [3 + h', d] of `queries_of`)
     "All that a request's past says."
@@ -153,7 +153,7 @@ class ContentAtRequest:
         who = self.lender[self.new][place, p]
         order = np.argsort(who, kind="stable")
         start = np.concatenate([[0], np.cumsum(np.bincount(who, minlength=len(self.demand)))]).astype(np.int64)
-        return start, place[order].astype(np.int32), self.share[self.new][place, p][order], self.demand[self.new]
+        return start, place[order].astype(np.int32), self.share[self.new][place, p][order].astype(np.float32), self.demand[self.new]
 
     @property
     def scratch(self)->Scratch: return scratch_of(self, ((len(self.demand), 2), np.float32))
@@ -165,7 +165,7 @@ class ContentAtRequest:
     )->tuple[np.ndarray, ...]: # of `read_past`
         "All that a request's past says."
         at = slice(h.indptr[i], h.indptr[i + 1])
-        return read_past(h.item[at], h.event[at], self.length, self.vectors.view(np.uint16), self.indptr, self.index, self.value, room)
+        return read_past(h.item[at], h.event[at], self.length, bits_of(self.vectors), self.indptr, self.index, bits_of(self.value), room)
 
     def retrieve(self,
         histories:Histories,
@@ -177,7 +177,7 @@ class ContentAtRequest:
         for i in histories.told:
             [room], [again] = self.scratch.take(), self.scratch.take()
             items, loud, company, queries = self.read(histories, i, room)
-            near, votes = voted(items, loud, self.near_start, self.near, self.alike, again, k)
+            near, votes = voted(items, loud, self.near_start, self.near, bits_of(self.alike), again, k)
             if len(self.live): near = with_live(self, items, loud, near, votes, k)
             new, _ = top_k(self.new, promises(company, room, self.loans, queries[2], self.new_rows), round(self.cold_share*k))
             found, score = in_turn(near, new, k)
@@ -202,7 +202,7 @@ class ContentAtRequest:
                 [room] = self.scratch.take()
                 kept = room, *self.read(histories, i, room)[2:]
             room, company, queries = kept
-            all_scores(items[at], self.vectors.view(np.uint16), queries, self.lender, self.share, room, out[at])
+            all_scores(items[at], bits_of(self.vectors), queries, self.lender, bits_of(self.share), room, out[at])
             self.hand_back(room, company)
         return out
 
@@ -267,7 +267,7 @@ class Content(ContentAtRequest):
         readable = np.flatnonzero(self.vectors.any(axis=1)).astype(np.int32)
         items, cosine = nearest(self.vectors, readable, self.neighbours, self.exact_items)
         near = cosine > 0 # NaN is not
-        self.near_start, self.near, self.alike = np.append(0, np.cumsum(near.sum(axis=1))), items[near], cosine[near]
+        self.near_start, self.near, self.alike = np.append(0, np.cumsum(near.sum(axis=1))), items[near], halved(cosine[near])
         return self._borrow(log, asof, catalog)
 
     def _borrow(self,
@@ -282,9 +282,9 @@ class Content(ContentAtRequest):
         self.share = shares(cosine)
         nobody = csr_matrix((log.n_items, log.n_items), dtype=np.float32)
         similar = companions(_touches(log), self.company) if len(self.warm) else nobody
-        self.indptr, self.index, self.value = similar.indptr.astype(np.int64), similar.indices.astype(np.int32), similar.data
+        self.indptr, self.index, self.value = similar.indptr.astype(np.int64), similar.indices.astype(np.int32), halved(similar.data)
         self.touched = np.log1p(popularity(log, asof, self.half_life_days)).astype(np.float32)
-        self.demand = lent(np.arange(log.n_items, dtype=np.int32), self.lender, self.share, self.touched)
+        self.demand = lent(np.arange(log.n_items, dtype=np.int32), self.lender, bits_of(self.share), self.touched)
         self.new = cold_items(catalog, shoppers, self.demand, asof, self.few, self.new_days, self.cold)
         self.new_rows = self.vectors[self.new].astype(np.float32)
         return self

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numba import njit
 
-from .base import EVENT_WEIGHTS, latest_items, top_k
+from .base import EVENT_WEIGHTS, bits_of, half, halved, latest_items, top_k
 from .popularity import decay
 from .voting import Voting
 from ..data.histories import ADDTOCART, EventLog, Histories, visit_ids
@@ -90,7 +90,7 @@ SCORES = {
 @njit(cache=True, nogil=True)
 def cast_votes(
     items, age, fade,        # the latest items, newest first, events since each one, and its vote per event since
-    indptr, index, value,    # the neighbours
+    indptr, index, value,    # the neighbours, in bits of float16
     votes,                   # float32 [n_items, len(SCORES)] scratch, zero before; the caller zeroes it
 ):                           # int32 items that got a vote, each once; float32 *after* and *together* added up
     "Fill `votes`, in the order of `SCORES`."
@@ -100,7 +100,7 @@ def cast_votes(
     for j in range(len(items)):
         loud = fade**np.float32(age[j])
         for p in range(indptr[items[j]], indptr[items[j] + 1]):
-            vote, v = votes[index[p]], value[p]
+            vote, v = votes[index[p]], (half(value[p, 0]), half(value[p, 1]), half(value[p, 2]), half(value[p, 3]))
             if vote[8] == 0:
                 touched[n] = index[p]
                 n += 1
@@ -136,8 +136,9 @@ class CoVisitation(Voting):
         start = np.concatenate([[0], np.cumsum(np.bincount(log.item, minlength=log.n_items))])
         pair, first = np.unique(visit*np.int64(log.n_items) + log.item, return_index=True)
         visits_of = np.bincount(pair % log.n_items, weight[first], log.n_items).astype(np.float32)
-        self.indptr, self.index, self.value = co_visitation(start, np.argsort(log.item, kind="stable"), log.item, log.event, visit, weight,
+        self.indptr, self.index, value = co_visitation(start, np.argsort(log.item, kind="stable"), log.item, log.event, visit, weight,
                                                             self.reach, self.neighbours, visits_of, self.shrinkage)
+        self.value = halved(value)
         return self
 
     def cast(self,
@@ -148,4 +149,4 @@ class CoVisitation(Voting):
         "Let the latest items vote."
         at = slice(h.indptr[i], h.indptr[i + 1])
         items, _, age = latest_items(h.item[at], h.event[at], EVENT_WEIGHTS, self.length)
-        return cast_votes(items, age, np.float32(self.fade), self.indptr, self.index, self.value, votes)
+        return cast_votes(items, age, np.float32(self.fade), self.indptr, self.index, bits_of(self.value), votes)

@@ -14,7 +14,7 @@ import polars as pl
 from numba import njit
 from scipy.sparse import csr_matrix
 
-from .base import EVENT_WEIGHTS, latest_items
+from .base import EVENT_WEIGHTS, bits_of, half, halved, latest_items
 from .popularity import decay
 from .voting import Voting
 from ..data.histories import EventLog, Histories
@@ -49,7 +49,7 @@ def nearest_items(
 @njit(cache=True, nogil=True)
 def vote(
     items, strength, age,  # of the recent history, newest first
-    indptr, index, value,  # CSR of similar items
+    indptr, index, value,  # CSR of similar items, in bits of float16
     votes,                 # float32 [n_items, 1] scratch, all zero before; the caller zeroes it
 ):                         # int32 items that got a vote, each once; float32 their votes
     "Add up the votes of the shopper's items for their neighbours."
@@ -61,7 +61,7 @@ def vote(
             if votes[index[p], 0] == 0:
                 touched[n] = index[p]
                 n += 1
-            votes[index[p], 0] += loud*value[p]
+            votes[index[p], 0] += loud*half(value[p])
     total = np.empty(n, np.float32)
     for j in range(n): total[j] = votes[touched[j], 0]
     return touched[:n], total
@@ -83,7 +83,7 @@ class ItemItem(Voting):
     )->"ItemItem":
         "Find the neighbours of all items."
         similar = nearest_items(user_items(log, asof, self.half_life_days), self.neighbours)
-        self.indptr, self.index, self.value = similar.indptr, similar.indices.astype(np.int32), similar.data
+        self.indptr, self.index, self.value = similar.indptr, similar.indices.astype(np.int32), halved(similar.data)
         return self
 
     def cast(self,
@@ -93,4 +93,4 @@ class ItemItem(Voting):
     )->tuple[np.ndarray, np.ndarray]: # int32 items that got a vote; float32 their votes
         "Let the latest items vote."
         at = slice(h.indptr[i], h.indptr[i + 1])
-        return vote(*latest_items(h.item[at], h.event[at], EVENT_WEIGHTS, self.length), self.indptr, self.index, self.value, votes)
+        return vote(*latest_items(h.item[at], h.event[at], EVENT_WEIGHTS, self.length), self.indptr, self.index, bits_of(self.value), votes)

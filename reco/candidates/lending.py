@@ -11,6 +11,8 @@ import polars as pl
 from numba import njit
 from scipy.sparse import csr_matrix, diags_array
 
+from .base import bits_of, half, halved
+
 # %% ../../nbs/34aa_candidates.lending.ipynb #71b802ec
 def companions(
     touches:csr_matrix,  # float32 [n_users, n_items], above 0 where touched
@@ -31,15 +33,15 @@ def companions(
 # %% ../../nbs/34aa_candidates.lending.ipynb #2ecb51f7
 def shares(
     cosine:np.ndarray,  # float32 [n, k], NaN where padded
-)->np.ndarray:          # float32 [n, k], each row adds up to 1, or is all 0
+)->np.ndarray:          # float16 [n, k], each row adds up to 1, or is all 0
     "How much of each lender an item borrows."
     power = np.nan_to_num(cosine).clip(0)**4
-    return (power/np.maximum(power.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return halved(power/np.maximum(power.sum(axis=1, keepdims=True), 1e-12))
 
 @njit(cache=True, nogil=True)
 def lent(
     items,              # int32 [m] item_idx
-    lenders, share,     # int32 and float32 [n_items, k]
+    lenders, share,     # int32 and bits of float16 [n_items, k]
     value,              # float32 [n_items], what is lent
 ):                      # float32 [m], NaN without a lender
     "What items get from their lenders."
@@ -47,7 +49,7 @@ def lent(
     for j in range(len(items)):
         i, total, some = items[j], np.float32(0), False
         for p in range(lenders.shape[1]):
-            if share[i, p] > 0: total, some = total + share[i, p]*value[lenders[i, p]], True
+            if share[i, p] > 0: total, some = total + half(share[i, p])*value[lenders[i, p]], True
         if some: out[j] = total
     return out
 
@@ -79,7 +81,7 @@ def _listed(
 @njit(cache=True, nogil=True)
 def company_of(
     items, fading,          # int32 and float32 [h]: what was touched, and how much it counts
-    indptr, index, value,   # CSR of companions
+    indptr, index, value,   # CSR of companions, in bits of float16
     room,                   # float32 [n_items, 2] scratch, all zero before; the caller zeroes it
 ):                          # int32, the companions, each once, in the order of the walk
     "Add up each companion's share of the past in `room`: of the fading one, and of the whole."
@@ -89,7 +91,7 @@ def company_of(
     for j in range(len(items)):
         recent = fading[j]/loud
         for p in range(indptr[items[j]], indptr[items[j] + 1]):
-            c, v = index[p], value[p]
+            c, v = index[p], half(value[p])
             if room[c, 1] == 0:
                 touched[n] = c
                 n += 1
@@ -114,7 +116,7 @@ def handed_out(
 @njit(cache=True, nogil=True)
 def borrowed(
     items,                  # int32 [m] item_idx
-    lenders, share,         # int32 and float32 [n_items, k]
+    lenders, share,         # int32 and bits of float16 [n_items, k]
     room,                   # float32 [n_items, 2], as `company_of` left it
     out,                    # float32 [m, 2], filled: by the fading and by the whole past; left alone without a lender
 ):
@@ -123,8 +125,8 @@ def borrowed(
         i, recent, whole, some = items[j], np.float32(0), np.float32(0), False
         for p in range(lenders.shape[1]):
             if share[i, p] > 0:
-                got = room[lenders[i, p]]
-                recent, whole, some = recent + share[i, p]*got[0], whole + share[i, p]*got[1], True
+                got, part = room[lenders[i, p]], half(share[i, p])
+                recent, whole, some = recent + part*got[0], whole + part*got[1], True
         if some: out[j, 0], out[j, 1] = recent, whole
 
 # %% ../../nbs/34aa_candidates.lending.ipynb #fa5af53a

@@ -12,7 +12,7 @@ from copy import copy
 import numpy as np
 import polars as pl
 
-from .base import top_k
+from .base import bits_of, halved, top_k
 from .content import Content
 from .lending import lent, shares
 from .text import Reader, item_texts, unit
@@ -75,12 +75,12 @@ def with_newcomer(
     out.near_start = source.near_start.copy()
     out.near_start[item + 1:] += len(near)
     at = out.near_start[item]
-    out.near, out.alike = np.insert(source.near, at, near), np.insert(source.alike, at, cosine)
+    out.near, out.alike = np.insert(source.near, at, near), np.insert(source.alike, at, halved(cosine))
     lender, close = nearest_to(vector, source.vectors, source.warm, source.lenders)
     padded = np.full((1, source.lender.shape[1]), np.nan, np.float32)
     padded[0, :len(close)] = close
     source.vectors[item], source.lender[item, :len(lender)], source.share[item] = vector, lender, shares(padded)[0]
-    source.demand[item] = lent(np.array([item], np.int32), source.lender, source.share, source.touched)[0]
+    source.demand[item] = lent(np.array([item], np.int32), source.lender, bits_of(source.share), source.touched)[0]
     row = vector.astype(np.float32)[None]
     if not np.isnan(source.demand[item]): out.new, out.new_rows = np.append(source.new, np.int32(item)), np.concatenate([source.new_rows, row])
     out.live, out.live_rows = np.append(source.live, np.int32(item)), np.concatenate([source.live_rows.reshape(-1, len(vector)), row])

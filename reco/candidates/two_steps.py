@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numba import njit
 
-from .base import EVENT_WEIGHTS, latest_items, top_k
+from .base import EVENT_WEIGHTS, bits_of, half, halved, latest_items, top_k
 from .covisit import CoVisitation
 from .voting import Voting
 from ..data.histories import EventLog, Histories
@@ -51,7 +51,7 @@ SCORES = {"last": "strength of the item at two steps from the shopper's last ite
 @njit(cache=True, nogil=True)
 def cast_votes(
     items, age, fade,      # the latest items, newest first, events since each one, and its vote per event since
-    indptr, index, value,  # the neighbours at two steps
+    indptr, index, value,  # the neighbours at two steps, in bits of float16
     votes,                 # float32 [n_items, 2] scratch, zero before; the caller zeroes it
 ):                         # int32 items that got a vote, each once; float32 all their votes
     "Fill `votes`, in the order of `SCORES`."
@@ -65,8 +65,8 @@ def cast_votes(
             if vote[1] == 0:
                 touched[n] = index[p]
                 n += 1
-            if j == 0: vote[0] = value[p]
-            vote[1] += loud*value[p]
+            if j == 0: vote[0] = half(value[p])
+            vote[1] += loud*half(value[p])
     total = np.empty(n, np.float32)
     for j in range(n): total[j] = votes[touched[j], 1]
     return touched[:n], total
@@ -91,8 +91,9 @@ class TwoSteps(Voting):
     )->"TwoSteps":
         "Walk from every item."
         one = CoVisitation(neighbours=self.width, half_life_days=self.half_life_days, gap_ms=self.gap_ms).fit(log, asof)
-        step = ((one.value[:, 0] + one.value[:, 1])/2).astype(np.float32)
-        self.indptr, self.index, self.value = walk_twice(one.indptr, one.index, step, self.width, self.neighbours)
+        step = one.value[:, :2].astype(np.float32).mean(axis=1)
+        self.indptr, self.index, value = walk_twice(one.indptr, one.index, step, self.width, self.neighbours)
+        self.value = halved(value)
         return self
 
     def cast(self,
@@ -103,4 +104,4 @@ class TwoSteps(Voting):
         "Let the latest items vote."
         at = slice(h.indptr[i], h.indptr[i + 1])
         items, _, age = latest_items(h.item[at], h.event[at], EVENT_WEIGHTS, self.length)
-        return cast_votes(items, age, np.float32(self.fade), self.indptr, self.index, self.value, votes)
+        return cast_votes(items, age, np.float32(self.fade), self.indptr, self.index, bits_of(self.value), votes)
