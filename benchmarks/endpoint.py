@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.ports import free_port
-from benchmarks.base import arguments, folder_with_store, quickly
+from benchmarks.base import arguments, folder_with_store, quickly, render, write
 from reco.bundle import latest_bundle, make_bundle, save_bundle
 from reco.data.histories import epoch_ms
 from reco.data.shop import index_shop
@@ -99,6 +99,17 @@ def shop_arguments(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--events", type=int, default=1_000_000, help="of the simulated past")
     parser.add_argument("--shop", type=Path, help="folder to keep the shop in, or to find the one that was made before: a large one takes minutes")
     return parser
+
+
+def reported(name: str, args: argparse.Namespace, measured: Callable[[argparse.Namespace], list[dict]]) -> int:
+    """Measure and write the table; the exit code."""
+    try: rows = measured(args)
+    except NotServed as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    write(name, rows, args.results)
+    if not args.quick: render()
+    return 0
 
 
 @contextmanager

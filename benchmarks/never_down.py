@@ -6,6 +6,7 @@ production with two replicas and a Redis of its own that forgets nothing (`appen
 mounted: there the disk is really full. `tests/test_never_down.py` holds the same incidents to what is promised.
 """
 
+import argparse
 import json
 import os
 import secrets
@@ -32,8 +33,7 @@ from app.contract import create_app
 from app.meter import FOLDER
 from app.ports import free_port
 from app.serve import Replica, open_intake
-from benchmarks.base import render, write
-from benchmarks.endpoint import Made, NotServed, figures, path_of, running, shop_arguments, shop_of
+from benchmarks.endpoint import Made, NotServed, figures, path_of, reported, running, shop_arguments, shop_of
 from reco.bundle import current_name, latest_bundle
 from reco.data.bus import open_codec
 from reco.features.store import OnlineStore, open_store
@@ -414,27 +414,20 @@ def some_items(bundles: Path) -> list[str]:
     return pl.read_parquet(latest_bundle(bundles) / "items.parquet")["item_id"].head(3).to_list()
 
 
-def main() -> int:
+def measured(args: argparse.Namespace) -> list[dict]:
     """Make the shop, start everything, let it happen."""
-    args = shop_arguments(__doc__).parse_args()
-    try:
-        with shop_of(args, 200) as shop, TemporaryDirectory(prefix="never-down-") as name:
-            source, bundles = shop.store(), Path(name) / "bundles"
-            publish(shutil.copytree(shop.bundle_folder(), bundles / shop.bundle_folder().name), "never_down")
-            with redis_with(source, shop.users) as (server, disk), (in_a_thread if args.quick else in_production)(bundles, shop.users, server, disk) as stage:
-                how = "one replica, no Ray" if args.quick else f"two replicas, {args.items:,} items"
-                rows = []
-                for case, happen in INCIDENTS.items():
-                    if args.quick and happen not in QUICK: continue
-                    print(case, flush=True)
-                    rows.append({"system": "reco", "case": f"{case}; {how}", "metrics": happen(stage)})
-            source.close()
-    except NotServed as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    write("never_down", rows, args.results)
-    if not args.quick: render()
-    return 0
+    rows, start = [], in_a_thread if args.quick else in_production
+    with shop_of(args, 200) as shop, TemporaryDirectory(prefix="never-down-") as name:
+        source, bundles = shop.store(), Path(name) / "bundles"
+        publish(shutil.copytree(shop.bundle_folder(), bundles / shop.bundle_folder().name), "never_down")
+        with redis_with(source, shop.users) as (server, disk), start(bundles, shop.users, server, disk) as stage:
+            how = "one replica, no Ray" if args.quick else f"two replicas, {args.items:,} items"
+            for case, happen in INCIDENTS.items():
+                if args.quick and happen not in QUICK: continue
+                print(case, flush=True)
+                rows.append({"system": "reco", "case": f"{case}; {how}", "metrics": happen(stage)})
+        source.close()
+    return rows
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__": sys.exit(reported("never_down", shop_arguments(__doc__).parse_args(), measured))

@@ -11,18 +11,22 @@ import multiprocessing
 import resource
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from copy import copy
+from dataclasses import fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
 import numpy as np
+import polars as pl
 import psutil
 from starlette.testclient import TestClient
 
 from app.contract import create_app
 from app.serve import Replica
-from benchmarks.base import percentiles, render, write
+from benchmarks.base import percentiles
 from benchmarks.endpoint import (
     NOTHING,
     Made,
@@ -30,16 +34,19 @@ from benchmarks.endpoint import (
     figures,
     nothing,
     path_of,
+    reported,
     running,
     shop_arguments,
     shop_of,
     wrk,
 )
 from benchmarks.pipeline import measure
-from reco.bundle import ModelBundle, load_bundle
+from reco.bundle import ModelBundle, load_bundle, save_bundle
+from reco.candidates.base import CandidateSource
 from reco.features.store import OnlineStore, Past
 from reco.moment import ranker_rows
-from reco.pipeline import RecommendationRequest, recommend, request_history
+from reco.pipeline import RecommendationRequest, UserEvent, recommend, request_history
+from reco.schemas import EVENTS
 from reco.settings import Serving
 
 CONNECTIONS = 1, 8, 32
@@ -57,6 +64,11 @@ def peak_mb() -> float:
 def rss_mb() -> float:
     """Of this process now."""
     return psutil.Process().memory_info().rss / 2**20
+
+
+def mapped_mb() -> float:
+    """Of that the pages of files: replicas of one machine share them, and the system takes them back where memory is short."""
+    return psutil.Process().memory_info().shared / 2**20
 
 
 def row(system: str, case: str, metrics: dict[str, float]) -> dict:
@@ -88,25 +100,94 @@ def one_by_one(bundle: ModelBundle, store: OnlineStore | None, asked: list[Recom
 
 def alone(shop: Made, n: int) -> list[dict]:
     """The pipeline and its memory, in the process that calls."""
-    before = rss_mb()
+    before, files = rss_mb(), mapped_mb()
     bundle, store = load_bundle(shop.bundle_folder()), shop.store()
     asked = [RecommendationRequest(u, K) for u in (shop.users * (n // len(shop.users) + 1))[:n]]
     for r in asked[:20]: recommend(r, bundle, store)
-    state, peak, size = max(0.0, rss_mb() - before), peak_mb(), len(bundle.ids)
+    state, shared, peak, size = max(0.0, rss_mb() - before), max(0.0, mapped_mb() - files), peak_mb(), len(bundle.ids)
     rows, few = [], shop.users[:100]
     for served in (bundle, with_more(bundle, store, few)):
         case = f"in-process, one thread, {size:,} items, {candidates_of(served, store, few):.0f} candidates, {shop.trees} trees"
         rows.append(row("reco", case, one_by_one(served, store, asked)))
     rows += [row("reco", "in-process, strangers, no store", one_by_one(bundle, None, [replace(r, user_id=None) for r in asked])),
-             row("reco", f"memory of the loaded bundle, {size:,} items", {"state_mb": round(state, 1), "state_mb_100k": round(state * 1e5 / size, 1), "peak_mb": round(peak, 1)})]
+             row("reco", f"memory of the loaded bundle, {size:,} items", {"state_mb": round(state, 1), "of_files_mb": round(shared, 1), "state_mb_100k": round(state * 1e5 / size, 1),
+                                                                      "peak_mb": round(peak, 1)})]
     if store.breaker.unanswered: raise NotServed(f"the online store left {store.breaker.unanswered} questions without an answer")
     store.close()
     return rows
 
 
-def in_a_process(shop: Made, n: int) -> list[dict]:
+def in_a_process(job: Callable[..., list[dict]], *args: object) -> list[dict]:
     """The same in a process that has done nothing else."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool: return pool.apply(alone, (shop, n))
+    with multiprocessing.get_context("spawn").Pool(1) as pool: return pool.apply(job, args)
+
+
+# ---- a larger catalogue -------------------------------------------------------------------------------------------------
+
+OF_ITEMS = {"content": ("index", "near", "lender", "warm", "new"), "item_item": ("index",), "two_steps": ("index",), "covisit": ("index",),
+            "copurchase": ("index", "r_index"), "session_knn": ("item",), "als": ("items",), "popularity": ("items",)}  # hold item_idx
+ONCE = {"content": ("basis", "encoded_by", "idf", "mean", "pieces"), "copurchase": ("rule",), "als": ("gram",), "buy_again": ("spread",)}
+
+
+OTHER = "~{:02d}"  # what the ids of the other shops begin with
+
+
+def beside(a: np.ndarray, copies: int, by: int = 0) -> np.ndarray:
+    """An array behind itself so many times, each time `by` more where it is not -1."""
+    return np.concatenate([np.where(a < 0, a, a + c * by) if by else a for c in range(copies)]).astype(a.dtype)
+
+
+def source_beside(name: str, source: CandidateSource, n: int, copies: int) -> CandidateSource:
+    """A source of so many shops like its own of n items: as large as that of one shop with as many items and events."""
+    out = copy(source)
+    for field in set(source.fitted) - set(ONCE.get(name, ())):
+        a = getattr(source, field)
+        if field.endswith(("indptr", "start")): made = np.append(beside(a[:-1].astype(np.int64), copies, int(a[-1])), copies * int(a[-1]))
+        else: made = beside(a, copies, n if field in OF_ITEMS.get(name, ()) else len(source.end) if field == "by_item" else len(source.items) if field == "row" else 0)
+        setattr(out, field, made)
+    return out
+
+
+def shops_beside(bundle: ModelBundle, copies: int) -> ModelBundle:
+    """One bundle of so many shops: what a larger catalogue takes of memory, without simulating and fitting it for hours."""
+    n, m = len(bundle.moment.known), bundle.moment
+    tiled = lambda x: replace(x, **{f.name: beside(a, copies) for f in fields(x) if isinstance(a := getattr(x, f.name), np.ndarray) and len(a) == n})
+    free = pl.DataFrame({"item_id": [f"}}{i:07d}" for i in range(n - bundle.items.height)]}, schema={"item_id": pl.String})
+    one = pl.concat([bundle.items, free], how="diagonal")  # the ids stay in order
+    items = pl.concat([one] + [one.with_columns(item_id=pl.lit(OTHER.format(c)) + pl.col("item_id")) for c in range(1, copies)])
+    sources = {name: source_beside(name, s, n, copies) for name, s in m.sources.items()}
+    moment = replace(tiled(m), sources=sources, state=tiled(m.state))
+    kept = replace(bundle.kept, exposure=tiled(bundle.kept.exposure), hold=beside(bundle.kept.hold, copies))
+    return replace(bundle, items=items, moment=moment, kept=kept, manifest=bundle.manifest | {"items": copies * n, "free_rows": 0})
+
+
+def save_large(shop: Made, copies: int, folder: Path) -> list[dict]:
+    """Write such a bundle."""
+    save_bundle(shops_beside(load_bundle(shop.bundle_folder()), copies), folder)
+    return []
+
+
+def ask_large(shop: Made, copies: int, folder: Path, n: int) -> list[dict]:
+    """Its memory when shoppers of all the shops have asked; their pasts come with the requests."""
+    store, before, files, rng = shop.store(), rss_mb(), mapped_mb(), np.random.default_rng(0)
+    bundle = load_bundle(next(folder.glob("[!.]*/manifest.json")).parent)
+    recommend(RecommendationRequest(None, K), bundle, None)
+    loaded = rss_mb() - before
+    names = ["", *map(OTHER.format, range(1, copies))]
+    for u in rng.choice(shop.users, n):
+        name, past = names[rng.integers(copies)], store.events(u)
+        told = [UserEvent(name + e.item_id, EVENTS[e.event], datetime.fromtimestamp(e.ts / 1000, UTC)) for e in past]
+        recommend(RecommendationRequest(None, K, events=told), bundle, None)
+    state, shared, size = rss_mb() - before, mapped_mb() - files, len(bundle.ids)
+    store.close()
+    about = {"loaded_mb": round(loaded, 1), "state_mb": round(state, 1), "of_files_mb": round(shared, 1), "peak_mb": round(peak_mb(), 1)}
+    return [row("reco", f"memory, {size:,} items ({copies} such shops side by side), after {n:,} requests", about)]
+
+
+def large(shop: Made, copies: int, n: int) -> list[dict]:
+    """Write it in one process, measure it in another."""
+    with TemporaryDirectory(dir=shop.folder) as folder:
+        return in_a_process(save_large, shop, copies, Path(folder)) + in_a_process(ask_large, shop, copies, Path(folder), n)
 
 
 def together(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -158,25 +239,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--asking", type=int, default=2_000, help="shoppers who ask, one after the other")
     parser.add_argument("--seconds", type=int, default=5, help="of each run of wrk")
     parser.add_argument("--keep", type=int, default=30, help="[serving] cache_seconds of the second start; 0: no second start")
+    parser.add_argument("--copies", type=int, default=10, help="memory also of so many such shops side by side, as of one large one; 1: no")
     parser.add_argument("--alone", action="store_true", help="in-process and memory only")
     return parser
 
 
-def main() -> int:
+def measured(args: argparse.Namespace) -> list[dict]:
     """Make the shop, measure alone, then over HTTP."""
-    args = parser().parse_args()
-    try:
-        with shop_of(args, args.asking) as shop, TemporaryDirectory() as scripts:
-            if args.quick: rows = alone(shop, 50) + through_the_app(shop, 30)
-            else:
-                rows = in_a_process(shop, 2_000)
-                for keep_s in () if args.alone else dict.fromkeys((0, args.keep)): rows += over_http(shop, args.seconds, Path(scripts), keep_s)
-    except NotServed as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    write("p1_endpoint", rows, args.results)
-    if not args.quick: render()
-    return 0
+    with shop_of(args, args.asking) as shop, TemporaryDirectory() as scripts:
+        if args.quick: return alone(shop, 50) + through_the_app(shop, 30) + large(shop, 2, 20)
+        rows = in_a_process(alone, shop, 2_000) + (large(shop, args.copies, 2_000) if args.copies > 1 else [])
+        for keep_s in () if args.alone else dict.fromkeys((0, args.keep)): rows += over_http(shop, args.seconds, Path(scripts), keep_s)
+    return rows
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__": sys.exit(reported("p1_endpoint", parser().parse_args(), measured))

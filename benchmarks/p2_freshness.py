@@ -6,6 +6,7 @@ before the event is sent until the first such list is there. The endpoint is sta
 say; one shopper after the other. What it leaves out: a network, and the way into the lake (`stream`).
 """
 
+import argparse
 import sys
 import time
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from starlette.testclient import TestClient
 
 from app.contract import create_app
 from app.serve import Replica, open_intake
-from benchmarks.base import percentiles, render, write
-from benchmarks.endpoint import Made, NotServed, path_of, running, shop_arguments, shop_of
+from benchmarks.base import percentiles
+from benchmarks.endpoint import Made, NotServed, path_of, reported, running, shop_arguments, shop_of
 from reco.bundle import ModelBundle, load_bundle
 from reco.features.items import ITEM_FEATURES
 from reco.features.store import OnlineStore
@@ -110,23 +111,19 @@ def through_the_app(shop: Made, events: int) -> list[dict]:
     return rows
 
 
-def main() -> int:
-    """Make the shop, start the endpoint, send events."""
+def parser() -> argparse.ArgumentParser:
+    """What can be asked for."""
     parser = shop_arguments(__doc__)
     parser.add_argument("--asking", type=int, default=1_000, help="events that are sent, each by another shopper")
-    args = parser.parse_args()
-    try:
-        with shop_of(args, args.asking) as shop:
-            if args.quick: rows = through_the_app(shop, 20)
-            else:
-                with running(shop) as endpoint, httpx.Client(base_url=endpoint.url, timeout=10, trust_env=False) as http:
-                    rows = rows_of(http, shop, args.asking, f"HTTP, {args.items:,} items")
-    except NotServed as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    write("p2_freshness", rows, args.results)
-    if not args.quick: render()
-    return 0
+    return parser
 
 
-if __name__ == "__main__": sys.exit(main())
+def measured(args: argparse.Namespace) -> list[dict]:
+    """Make the shop, start the endpoint, send events."""
+    with shop_of(args, args.asking) as shop:
+        if args.quick: return through_the_app(shop, 20)
+        with running(shop) as endpoint, httpx.Client(base_url=endpoint.url, timeout=10, trust_env=False) as http:
+            return rows_of(http, shop, args.asking, f"HTTP, {args.items:,} items")
+
+
+if __name__ == "__main__": sys.exit(reported("p2_freshness", parser().parse_args(), measured))

@@ -20,8 +20,8 @@ from starlette.testclient import TestClient
 
 from app.contract import create_app
 from app.serve import Replica, open_intake
-from benchmarks.base import percentiles, render, write
-from benchmarks.endpoint import Made, NotServed, figures, path_of, running, shop_arguments, shop_of
+from benchmarks.base import percentiles
+from benchmarks.endpoint import Made, NotServed, figures, path_of, reported, running, shop_arguments, shop_of
 from reco.bundle import load_bundle
 
 LISTS, EVENTS = "/recommendations/v1/{user_id:text}", "/events/v1"
@@ -149,23 +149,14 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
+def measured(args: argparse.Namespace) -> list[dict]:
     """Make the shop, start the endpoint, keep it busy."""
-    args = parser().parse_args()
-    try:
-        with shop_of(args, 2_000) as shop:
-            if args.quick: rows = through_the_app(shop)
-            else:
-                rates = {"list": args.rate, "event": args.event_rate, "explained": args.explain_rate}
-                with running(shop) as endpoint:
-                    client = lambda: httpx.Client(base_url=endpoint.url, timeout=30, trust_env=False)
-                    rows = soak(client, shop, endpoint.replicas(), rates, 60, args.minutes)
-    except NotServed as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    write("soak", rows, args.results)
-    if not args.quick: render()
-    return 0
+    with shop_of(args, 2_000) as shop:
+        if args.quick: return through_the_app(shop)
+        rates = {"list": args.rate, "event": args.event_rate, "explained": args.explain_rate}
+        with running(shop) as endpoint:
+            client = lambda: httpx.Client(base_url=endpoint.url, timeout=30, trust_env=False)
+            return soak(client, shop, endpoint.replicas(), rates, 60, args.minutes)
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__": sys.exit(reported("soak", parser().parse_args(), measured))
