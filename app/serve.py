@@ -31,11 +31,12 @@ from reco.data.intake import Intake
 from reco.data.storage import LakeError
 from reco.data.stream import BusError
 from reco.explain import Explanation, explain, in_words, titles_of
+from reco.features.arrivals import arrivals
 from reco.features.store import OnlineStore, StoreError, open_store, wait_until_ready
 from reco.online import online_of
 from reco.pipeline import RecommendationRequest, RecommendationResponse, answer, recommend, response
 from reco.published import Publication
-from reco.redis_server import asking, connect
+from reco.redis_server import asking
 from reco.settings import Settings, SettingsError, find_settings, load_settings
 
 if TYPE_CHECKING:
@@ -129,8 +130,9 @@ class Replica:
         "Make events durable, then let the next list know them; raises `NotTaken` or `BusError`."
         if self.intake is None: raise BusError("no bus was opened")
         taken = self.intake.take(events, datetime.now(UTC))
-        with contextlib.suppress(StoreError): self.store.breaker.ask(lambda: self.store.append(taken)) # else the consumer brings them
-        return taken.height
+        if self.intake.at_once is None: # the bus is not the store: what the store misses the consumer brings
+            with contextlib.suppress(StoreError): self.store.breaker.ask(lambda: self.store.append_few(taken))
+        return len(taken)
 
     def put_item(self, item_id: str, change: dict) -> tuple[int, bool, bool]: # number of the change, whether it was one, whether the item is live
         "Keep what the shop says of an item, and show it; raises `StoreError`."
@@ -165,8 +167,10 @@ def open_intake(
     settings: Settings, # [stream]
 ) -> Intake:
     "Where events go; raises `BusError` for an address that cannot be one."
-    redis = connect(settings.online, settings.root, BUS_S) # a client of its own: on the bus a write may wait for the disk
-    return Intake(open_codec(settings.stream).encode, open_producer(settings.stream, redis, BUS_S))
+    store = open_store(settings, BUS_S) # a client of its own: on the bus a write may wait for the disk
+    producer = open_producer(settings.stream, store.client, BUS_S)
+    both = arrivals(producer, store)
+    return Intake(open_codec(settings.stream).encode, producer, both and both.keep)
 
 def ping(
     store: OnlineStore,

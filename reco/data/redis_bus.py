@@ -41,25 +41,33 @@ class RedisProducer(Producer):
     ):
         self.client, self.stream, self.max_waiting, self.wait_s = client, stream, max_waiting, wait_s
 
-    def _room(self)->int: # entries that fit, at least one; raises `BusError` when none do for too long
+    def _room(self)->int: # entries that fit, none when it is full
+        return max(0, self.max_waiting - self.client.xlen(self.stream))
+
+    def when_there_is_room(self,
+        act:Callable[[], int], # gives 0 when there was none, and then did nothing
+        doing:str="",          # for the message
+    )->int:                    # its answer
+        "Act, again and again while the stream is full; raises `BusError`, also when that takes too long."
         until = time.monotonic() + self.wait_s
-        while (room := self.max_waiting - self.client.xlen(self.stream)) < 1:
-            if time.monotonic() > until:
-                raise BusError(f"Redis stream {self.stream!r} is full: {self.max_waiting} events wait, and none left it in "
-                               f"{self.wait_s:g} s; is a consumer running?")
-            time.sleep(0.05)
-        return room
+        try:
+            while not (answer := act()):
+                if time.monotonic() > until:
+                    raise BusError(f"Redis stream {self.stream!r} is full: {self.max_waiting} events wait, and none left it in "
+                                   f"{self.wait_s:g} s; is a consumer running?")
+                time.sleep(0.05)
+        except RedisError as e: raise _redis_error(e, doing) from e
+        return answer
 
     def send(self, records:Sequence[Record])->None: # raises `BusError`
         sent = 0
-        try:
-            while sent < len(records):
-                some = records[sent:sent + min(PIPELINE, self._room())]
-                pipe = self.client.pipeline(transaction=False)
-                for r in some: pipe.xadd(self.stream, {"event": r.data})
-                pipe.execute()
-                sent += len(some)
-        except RedisError as e: raise _redis_error(e, f"{sent} of {len(records)} events were sent") from e
+        while sent < len(records):
+            doing = f"{sent} of {len(records)} events were sent"
+            some = records[sent:sent + min(PIPELINE, self.when_there_is_room(self._room, doing))]
+            pipe = self.client.pipeline(transaction=False)
+            for r in some: pipe.xadd(self.stream, {"event": r.data})
+            self.when_there_is_room(lambda p=pipe: len(p.execute()), doing)
+            sent += len(some)
 
     def flush(self)->None: # every answer was waited for already
         return None

@@ -19,7 +19,7 @@ import duckdb
 import polars as pl
 
 from .files import Batch, SourceError
-from reco.data.quality import (CATALOG_KEY, INTERACTIONS_KEY, OLDEST, catalog_rules, duplicate, interaction_rules, judge, quarantined,
+from reco.data.quality import (CATALOG_KEY, INTERACTIONS_KEY, OLDEST, Rules, catalog_rules, duplicate, interaction_rules, judge, quarantined,
     reasons)
 from ..schemas import CATALOG, INTERACTIONS, FrameSchema
 
@@ -56,7 +56,7 @@ def stage(
     at:Stage,
     frame:pl.LazyFrame,        # the schema's columns, plus file, row, unread, reason, as `data.sources` gives them
     schema:FrameSchema,        # INTERACTIONS or CATALOG
-    rules:dict[str, pl.Expr],  # reason → true where a row is bad
+    rules:Rules,               # reason → true where a row is bad
     key:list[str],             # columns that make a row unique
 )->None:
     "Judge all rows of a table; raises `SourceError` for what only shows while reading."

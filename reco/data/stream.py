@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['USER_EVENT', 'UNREADABLE', 'YEARS_1_TO_9999', 'Malformed', 'read_body', 'plain', 'parsed', 'single_object_header',
-           'Codec', 'single_object_codec', 'Registry', 'BusError', 'registry_codec', 'events_frame', 'Record',
+           'Codec', 'single_object_codec', 'Registry', 'BusError', 'registry_codec', 'as_row', 'events_frame', 'Record',
            'Message', 'DeadLetter', 'Producer', 'Consumer']
 
 # %% ../../nbs/15_data.stream.ipynb #fc8d2a22
@@ -21,7 +21,7 @@ from fastavro import parse_schema, schemaless_reader, schemaless_writer
 from fastavro.read import SchemaResolutionError
 from fastavro.schema import SchemaParseException, fingerprint, to_parsing_canonical_form
 
-from ..schemas import EVENT, EVENTS, INTERACTIONS, TS
+from ..schemas import EVENTS, INTERACTIONS, TS
 
 # %% ../../nbs/15_data.stream.ipynb #9c07dc31
 def _required(
@@ -192,16 +192,23 @@ def registry_codec(
 # %% ../../nbs/15_data.stream.ipynb #6560181a
 YEARS_1_TO_9999 = (-62_135_596_800_000, 253_402_300_799_999) # ms; polars cannot write other times down
 
+def as_row(
+    event:dict, # as `Codec.decode` gives it
+)->dict:        # the same with `unread`, and null for what is named there; ts in ms
+    "An event as the rules want it, but for the type of its time."
+    known, dated = event["event"] in EVENTS, YEARS_1_TO_9999[0] <= event["ts"] <= YEARS_1_TO_9999[1]
+    if known and dated: return event | {"unread": None}
+    unread = f"ts={event['ts']}" if known else f"event='{event['event']}'"
+    return event | {"event": event["event"] if known else None, "ts": event["ts"] if dated else None, "unread": unread}
+
+# %% ../../nbs/15_data.stream.ipynb #9ea75148
 def events_frame(
     events:Sequence[dict], # as `Codec.decode` gives them
 )->pl.DataFrame:           # INTERACTIONS, plus unread: what could not be read, or null
     "Events in the platform's types, in the same order."
-    raw = {c: pl.String if t == EVENT else pl.Int64 if t == TS else t for c,t in INTERACTIONS.columns.items()}
-    frame = pl.DataFrame({c: [e[c] for e in events] for c in raw}, schema=raw)
-    known, dated = pl.col("event").is_in(EVENTS), pl.col("ts").is_between(*YEARS_1_TO_9999)
-    return frame.with_columns(
-        event=pl.when(known).then("event").cast(EVENT), ts=pl.when(dated).then("ts").cast(TS),
-        unread=pl.when(~known).then(pl.format("event='{}'", "event")).when(~dated).then(pl.format("ts={}", "ts")))
+    raw = {c: pl.Int64 if t == TS else t for c,t in INTERACTIONS.columns.items()} | {"unread": pl.String}
+    rows = [as_row(e) for e in events]
+    return pl.DataFrame({c: [r[c] for r in rows] for c in raw}, schema=raw).with_columns(pl.col("ts").cast(TS))
 
 # %% ../../nbs/15_data.stream.ipynb #b62e7f0f
 class Record(NamedTuple):
