@@ -16,7 +16,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test prepare lab ingest train batch materialize serve app bench services lock clean
+.PHONY: help demo test prepare lab ingest train promote search batch materialize serve app bench services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,14 @@ lab: $(STAMP) ## JupyterLab on the notebooks
 ingest: $(STAMP) ## raw files into the lake
 	@exec $(BIN)/python flows/ingest.py run
 
-train: $(STAMP) ## the lake into a model bundle
-	@exec $(BIN)/python flows/train.py run
+train: $(STAMP) ## the lake into a model bundle, which is served if it passes the gates
+	@$(BIN)/python flows/train.py run && exec $(BIN)/python flows/promote.py run
+
+promote: $(STAMP) ## hold the newest bundle to the gates again
+	@exec $(BIN)/python flows/promote.py run
+
+search: $(STAMP) ## better settings, found on validation: a proposal for a person to read
+	@exec $(BIN)/python flows/search.py run
 
 batch: $(STAMP) ## lists of all shoppers at once, into the lake
 	@exec $(BIN)/python flows/batch.py run

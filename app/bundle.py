@@ -8,6 +8,7 @@ from app.following import prepared, try_out
 from reco.bundle import BundleError, current_name, named_bundle
 from reco.published import Publication, earlier, history, publish, rollback
 from reco.settings import SettingsError, load_settings
+from reco.tracking import mirror, told
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -58,10 +59,11 @@ def main() -> int: # exit code
     args = arguments().parse_args()
     try:
         settings = load_settings()
-        print(act(args, settings.path(settings.bundles.root)))
+        print(act(args, settings.path(settings.bundles.root)), flush=True)
     except (SettingsError, BundleError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+    if args.command != "list" and (trouble := told(settings, lambda: mirror(settings))): print(f"warning: {trouble}", file=sys.stderr) # it is done all the same
     return 0
 
 if __name__ == "__main__": sys.exit(main())

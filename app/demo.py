@@ -21,6 +21,7 @@ import psutil
 
 from app.client import Client, EndpointError
 from app.ports import port_free, reach
+from reco.challenger import REPORTS, challenger_name, kept_report
 from reco.data.lake import LakeError, open_lake
 from reco.features.store import StoreError, open_store, wait_until_ready
 from reco.settings import Settings, SettingsError, find_settings, load_settings
@@ -158,6 +159,7 @@ class Step:
     command: list[str]                # makes it
     inputs: Callable[[], dict]        # what decides the result, by the name that a reader knows it under
     there: Callable[[], bool]         # whether the result exists
+    declined: Callable[[float], str] = lambda _: "" # why it ended since then (s) without a new result, where that is no defect
 
 def stale(
     step: Step,
@@ -197,11 +199,16 @@ def run(
         progress.done("reused: nothing it depends on has changed")
         return
     record.keep(step.name, None)
+    began = time.time()
     child = Child(step.name, step.command, folder)
     children.append(child)
     while child.process.poll() is None:
         progress.tick(child.doing())
         time.sleep(0.2)
+    if child.process.returncode and (said := step.there() and step.declined(began)):
+        record.keep(step.name, step.inputs())
+        progress.done(said)
+        return
     if child.process.returncode:
         progress.done("failed")
         raise child.failure()
@@ -216,7 +223,7 @@ def run(
 def steps(
     settings: Settings,
 ) -> list[Step]: # in order
-    "Simulate, ingest, train, materialize."
+    "Simulate, ingest, train, promote, materialize."
     raw, bundles = (settings.path(p).absolute() for p in (settings.data.path, settings.bundles.root))
     generator, library = ROOT/"data"/"generators"/"generate_shop.py", ROOT/"reco"
     about = settings.model_dump(mode="json", exclude={"root", "serving", "app"})
@@ -229,15 +236,29 @@ def steps(
                  "the code": code(ROOT/"flows"/"ingest.py", ROOT/"flows"/"base.py", library/"data", library/"schemas.py")},
         lambda: "interactions" in lake_states(settings))
     train = Step("train", [sys.executable, "flows/train.py", "run"],
-        lambda: {"the lake": lake_states(settings), "the settings": [{k: v for k,v in about.items() if k not in ("simulator", "data", "online", "stream")},
+        lambda: {"the lake": lake_states(settings), "the settings": [{k: v for k,v in about.items() if k not in ("simulator", "data", "online", "stream", "gates", "search")},
                                                             str(bundles)],
                  "the code": code(ROOT/"flows"/"train.py", ROOT/"flows"/"base.py", library)},
-        lambda: (bundles/"current").is_file())
+        lambda: bool(challenger_name(bundles)))
+    promote = Step("promote", [sys.executable, "flows/promote.py", "run"],
+        lambda: {"the challenger": challenger_name(bundles), "[gates]": about["gates"],
+                 "the code": code(ROOT/"flows"/"promote.py", ROOT/"flows"/"base.py", library)},
+        lambda: (bundles/"current").is_file(), lambda since: declined(bundles, since))
     materialize = Step("materialize", [sys.executable, "flows/materialize.py", "run"],
         lambda: {"the lake": lake_states(settings), "the bundle": listing(bundles/"current"), "[online]": [about["online"], about["train"]["max_history"]],
                  "the code": code(ROOT/"flows"/"materialize.py", ROOT/"flows"/"base.py", library)},
         lambda: knows_someone(settings))
-    return [simulate, ingest, train, materialize] if settings.data.source == "simulator" else [ingest, train, materialize]
+    return [*([simulate] if settings.data.source == "simulator" else []), ingest, train, promote, materialize]
+
+def declined(
+    bundles: Path, # their folder
+    since: float,  # s; an older verdict says nothing
+) -> str:          # empty when it passed, or was not judged
+    "Which gates kept the newest bundle from being served."
+    path = bundles/REPORTS/f"{challenger_name(bundles)}.json"
+    report = kept_report(bundles, challenger_name(bundles)) if path.is_file() and path.stat().st_mtime >= since - 1 else None
+    failed = [g["name"] for g in report["gates"] if not g["passed"]] if report else []
+    return f"not promoted, the bundle before goes on: {', '.join(failed)}" if failed else ""
 
 def lake_states(
     settings: Settings,

@@ -5,12 +5,14 @@ Import this before `metaflow`: it decides where the runs are kept.
 import os
 import re
 import sys
+from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
 
 import polars as pl
 
 from reco.settings import Settings, SettingsError, load_settings
+from reco.tracking import told
 
 try: SETTINGS: Settings = load_settings()
 except SettingsError as e: sys.exit(f"settings: {e}")
@@ -34,6 +36,11 @@ def run_record(settings: Settings, sha: str, inputs: dict[str, str], snapshots: 
     return {"project": PROJECT, "flow": current.flow_name, "run_id": current.run_id, "git_sha": sha,
             "seed": settings.project.seed, "asof": asof.isoformat() if asof else None, "inputs": inputs,
             "snapshots": snapshots, "settings": settings.model_dump(mode="json", exclude={"root"})}
+
+
+def tell_mlflow(act: Callable[[], object]) -> None:
+    """MLflow never decides: what goes wrong there is said, and the run goes on."""
+    if trouble := told(SETTINGS, act): print(f"warning: {trouble}", file=sys.stderr)
 
 
 def _shown(value: object) -> str:

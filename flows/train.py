@@ -1,24 +1,30 @@
-"""Lake → candidates → ranker → evaluation → bundle. `python flows/train.py run`; `settings.ini` has the knobs."""
+"""Lake → candidates → ranker → evaluation → challenger. `python flows/train.py run`; `settings.ini` has the knobs."""
+import json
 import sys
+from dataclasses import asdict, replace
 
 import polars as pl
-from base import HERE, PROJECT, SETTINGS, card_table, run_record
+from base import HERE, PROJECT, SETTINGS, card_table, run_record, tell_mlflow
 from metaflow import FlowSpec, card, current, project, step
-from metaflow.cards import Markdown, VegaChart
+from metaflow.cards import Image, Markdown, VegaChart
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
 from reco.bundle import make_bundle, save_bundle
+from reco.challenger import set_challenger
 from reco.data.histories import epoch_ms
 from reco.data.lake import open_lake
 from reco.data.shop import ShopData, index_shop
 from reco.evaluation.backtest import backtest
 from reco.evaluation.strengths import choose_strengths
+from reco.model_card import column_facts, data_facts, model_card, variety_facts
 from reco.moment import make_sources
+from reco.plots import frontier_figure, ndcg_figure
 from reco.provenance import git_sha, versions
-from reco.published import publish
 from reco.ranking.alarms import leak_report, stop_on_leaks
+from reco.ranking.shapley import dependence_figure, importance, importance_figure, shapley
 from reco.ranking.training import cutoffs_of, fit_rankers, training_examples
 from reco.reranking.rulebook import SURFACES, RuleBook, RuleError, read_rules
+from reco.tracking import log_training, mirror
 
 TABLES = "interactions", "catalog"
 LIBRARIES = "implicit", "lightgbm", "numba", "numpy", "polars", "scipy"
@@ -38,7 +44,7 @@ def rule_book() -> RuleBook:
 
 @project(name=PROJECT)
 class TrainFlow(FlowSpec):
-    """Learn from past cutoffs, judge on the hold-out, and publish a bundle that knows everything up to now."""
+    """Learn from past cutoffs, judge on the hold-out, and make a bundle that knows everything up to now: the challenger."""
 
     @step
     def start(self):
@@ -68,6 +74,7 @@ class TrainFlow(FlowSpec):
         for surface, ranker in self.rankers.items(): print(f"{surface}: {ranker.booster.num_trees()} trees on {len(ranker.features)} features")
         self.strengths, self.frontier = choose_strengths(shop, self.cutoffs, self.rankers["for_you"], self.settings, self.book)
         print(f"re-ranking: {self.strengths}")
+        self.shapley = shapley(self.rankers["for_you"], examples["for_you"][1].rows, seed=self.settings.project.seed)
         self.next(self.evaluate)
 
     @step
@@ -82,20 +89,33 @@ class TrainFlow(FlowSpec):
     @card(type="blank")
     @step
     def end(self):
-        """Refit the sources on everything, publish the bundle and show the evaluation."""
+        """Refit the sources on everything, save the bundle as challenger and show the evaluation."""
         shop = read_shop(self.snapshots)
         self.record = run_record(self.settings, self.git_sha, {"lake": self.settings.lake.root}, self.snapshots, self.asof)
-        about = self.record | {"versions": versions(LIBRARIES), "metrics": self.table.to_dicts(),
-                               "cutoffs": {k: str(v) for k, v in vars(self.cutoffs).items()}}
+        about = self.record | {"versions": versions(LIBRARIES), "metrics": self.table.to_dicts(), "alarms": self.alarms.to_dicts(),
+                               "cutoffs": {k: [str(x) for x in v] if isinstance(v, tuple) else str(v) for k, v in vars(self.cutoffs).items()},
+                               "data": data_facts(shop), "strengths": asdict(self.strengths), "variety": variety_facts(self.frontier, self.strengths)}
         bundle = make_bundle(shop, epoch_ms(self.asof), self.rankers, self.settings, about, self.book, self.strengths, self.choices)
         if unknown := bundle.reranker.compiled.unknown: print(f"rules name what the catalogue does not have: {', '.join(unknown)}")
-        folder = save_bundle(bundle, self.settings.path(self.settings.bundles.root))
-        publish(folder, "flows/train.py", f"run {current.run_id}")
-        self.bundle = folder.name
+        columns = importance(self.shapley, bundle.moment.features)
+        bundle = replace(bundle, manifest=bundle.manifest | {"importance": column_facts(columns)})
+        folder = save_bundle(bundle, SETTINGS.path(SETTINGS.bundles.root))
+        set_challenger(folder)
+        self.bundle, self.model_card = folder.name, model_card(json.loads((folder/"manifest.json").read_text()))
+        figures = figures_of(self, columns)
+        tables = {"metrics": self.table, "frontier": self.frontier, "alarms": self.alarms, "importance": columns}
+        tell_mlflow(lambda: (log_training(SETTINGS, folder, self.model_card, tables, figures), mirror(SETTINGS)))
         for part in card_parts(self.table, bundle.ranker, bundle.moment.features, self.bundle, self.snapshots): current.card.append(part)
         for part in (Markdown("## What variety costs, on validation"), card_table(self.frontier), Markdown("## Leak alarms"),
-                     card_table(self.alarms)): current.card.append(part)
-        print(f"published bundle {self.bundle}")
+                     card_table(self.alarms), *(Image.from_matplotlib(figures[n]) for n in ("importance", "dependence"))): current.card.append(part)
+        print(f"challenger {self.bundle}: `python flows/promote.py run` holds it to the gates and publishes it")
+
+
+def figures_of(flow: TrainFlow, columns: pl.DataFrame) -> dict:
+    """What a run looks like, for MLflow and the card; `columns` of `importance`."""
+    return {"ndcg": ndcg_figure(flow.table), "frontier": frontier_figure(flow.frontier, flow.strengths, flow.settings.rerank.max_loss),
+            "importance": importance_figure(columns, "What the ranker goes by"),
+            "dependence": dependence_figure(flow.shapley, columns, "How the strongest columns move a score")}
 
 
 def ndcg_chart(table: pl.DataFrame) -> VegaChart:

@@ -6,8 +6,8 @@
 __all__ = ['SECRET', 'Strength', 'Section', 'Project', 'Bundles', 'Data', 'Lake', 'Postgres', 'Online', 'Stream', 'Limit',
            'Quality', 'Simulator', 'Train', 'Quota', 'ALS', 'ItemItem', 'CoVisitation', 'TwoSteps', 'SessionKNN',
            'CoPurchase', 'Content', 'Popularity', 'CategoryPopularity', 'Trending', 'BuyAgain', 'Ranking', 'Rules',
-           'Rerank', 'Explore', 'Serving', 'Batch', 'App', 'Settings', 'SettingsError', 'find_settings',
-           'load_settings']
+           'Rerank', 'Explore', 'Serving', 'Batch', 'Search', 'Tracking', 'Gates', 'App', 'Settings', 'SettingsError',
+           'find_settings', 'load_settings']
 
 # %% ../nbs/01_settings.ipynb #f1d43ee7
 import configparser
@@ -263,6 +263,48 @@ class Batch(Section):
     to_store: bool = Field(False, description="put the lists into the online store too")
     store_days: float = Field(2, gt=0, description="they are forgotten there after so many days")
 
+class Search(Section):
+    trials: int = Field(15, ge=1, description="trials of each stage: sources, ranking, reranking")
+    timeout_s: float = Field(120, ge=0, description="no trial of a stage is begun after so many seconds; 0 is no limit")
+    space: str = Field("candidates als covisit item_item popularity session_knn ranking rerank", description="sections that are searched, blanks between")
+    requests: int = Field(300, ge=1, description="requests per cutoff that a trial is judged on, at most")
+    workers: int = Field(1, ge=1, le=64, description="processes that share the study")
+    file: str = Field("data/search/search.db", min_length=1, description="SQLite file of the studies; a search that was stopped goes on from there")
+    storage: SecretStr = Field(SECRET, description="postgresql://user:password@host/optuna …, where workers are on several machines; empty is the file")
+    out: str = Field("data/search/best.ini", min_length=1, description="where the proposal is written, for a person to read")
+
+class Tracking(Section):
+    enabled: bool = Field(True, description="log trainings to MLflow and mirror there what is published; never decides what is served")
+    uri: SecretStr = Field(SECRET, description="http://host:5000, postgresql://user:password@host/mlflow …; empty is an SQLite file in the folder")
+    folder: str = Field("data/mlflow", min_length=1, description="folder of the SQLite file and of the artifacts beside it")
+    artifacts: str = Field("", description="s3://bucket/prefix or a folder of the artifacts; empty is the folder's, or a server's own")
+    bundle: Literal["auto", "whole", "outline"] = Field(
+        "auto", description="what is copied of a bundle: whole where others could not read it otherwise, else its manifest, rankers and card")
+    timeout_seconds: float = Field(10, gt=0, le=600, description="a server that does not answer is given up after so long")
+
+class Gates(Section):
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="of each bound of a difference, over resampled shoppers")
+    margin: float = Field(0, ge=-1, le=1, description="share of the champion's NDCG@10 that may be lost for sure; 0 asks for better, above it not worse")
+    champion_days: float = Field(30, ge=0, description="the champion's sources count as old as they are, up to so many days; 0 takes them as new")
+    over_popularity: float = Field(0, ge=0, description="share by which NDCG@10 has to be above popularity's")
+    ranker_loss: float = Field(0.02, ge=0, le=1, description="share of NDCG@10 by which it may look worse than the champion on sources of the same day")
+    new_users_loss: float = Field(0.1, ge=0, le=1, description="the same for shoppers with a short past")
+    cold_items_loss: float = Field(0.2, ge=0, le=1, description="the same for items that are new")
+    long_tail_loss: float = Field(0.1, ge=0, le=1, description="the same for all but the most popular fifth of the items")
+    new_user_events: int = Field(3, ge=0, description="a past of so many events is short")
+    cold_days: float = Field(7, gt=0, description="an item is new for so long after its first event")
+    min_shoppers: int = Field(30, ge=2, description="fewer shoppers cannot tell anything about a difference")
+    buyers: int = Field(200, ge=1, description="purchases are judged where so many shoppers bought something, else everything that was touched")
+    min_coverage: float = Field(0.01, ge=0, le=1, description="share of the catalogue in the lists at least")
+    coverage_loss: float = Field(0.1, ge=0, le=1, description="share of the champion's coverage that may be lost")
+    max_gini: float = Field(0.999, ge=0, le=1, description="Gini of how often items are shown at most")
+    gini_rise: float = Field(0.02, ge=0, le=1, description="how far it may be above the champion's")
+    p50_ms: float = Field(25, gt=0, description="a list within so many milliseconds in half of the cases, in one process without the store")
+    p99_ms: float = Field(100, gt=0, description="and in 99 of 100")
+    requests: int = Field(200, ge=1, description="requests that are timed, and that are made offline and online")
+    skew: float = Field(0.002, ge=0, le=1, description="share of rows that may differ between offline and online")
+    try_seconds: float = Field(120, gt=0, description="a process of its own loads the bundle and answers within so long")
+
 class App(Section):
     port: int = Field(8501, ge=1, le=65535, description="port of the Streamlit app")
 
@@ -299,6 +341,9 @@ class Settings(Section):
     explore: Explore = Explore()
     serving: Serving = Serving()
     batch: Batch = Batch()
+    search: Search = Search()
+    tracking: Tracking = Tracking()
+    gates: Gates = Gates()
     app: App = App()
     root: Path = Path(".")
 

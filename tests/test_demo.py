@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from app import demo
 from app.ports import free_port
+from reco.challenger import keep_report, set_challenger
 from reco.features.store import open_store
 from reco.redis_server import listens, socket_path
 from reco.schemas import INTERACTIONS, conform
@@ -140,9 +142,31 @@ def test_another_simulated_shop_does_not_mix_with_the_one_in_the_lake(tmp_path, 
     assert not lake.exists() and [p.read_text() for p in kept] == ["first shop"]
     assert str(kept[0].parent) in capsys.readouterr().out
 
+def test_a_step_that_declines_ends_well_where_something_is_there_already(tmp_path, capsys):
+    source = tmp_path/"source.txt"
+    source.write_text("a")
+    step = replace(a_step(tmp_path, source, "raise SystemExit('no better')"), declined=lambda _: "not promoted")
+    with pytest.raises(demo.DemoError, match="no better"): run(step, tmp_path) # there is nothing that could go on
+    (tmp_path/"made.txt").write_text("x")
+    for said in ("not promoted", "reused"):
+        run(step, tmp_path)
+        assert said in capsys.readouterr().out
+    with pytest.raises(demo.DemoError, match="no better"): run(replace(step, name="other", declined=lambda _: ""), tmp_path)
+
+def test_only_a_verdict_of_now_is_one(tmp_path):
+    (tmp_path/"b1").mkdir()
+    (tmp_path/"b1"/"manifest.json").write_text("{}")
+    set_challenger(tmp_path/"b1")
+    report = {"bundle": "b1", "gates": [{"name": "latency p99", "passed": False}, {"name": "better than popularity", "passed": True}]}
+    assert demo.declined(tmp_path, time.time()) == ""
+    path = keep_report(tmp_path, report)
+    assert demo.declined(tmp_path, time.time()) == "not promoted, the bundle before goes on: latency p99"
+    os.utime(path, (1, 1))
+    assert demo.declined(tmp_path, time.time()) == ""
+
 def test_real_files_are_not_simulated_over(tmp_path, monkeypatch):
     (tmp_path/"settings.ini").write_text("[data]\nsource = retailrocket\n")
-    assert [s.name for s in demo.steps(load_settings(tmp_path/"settings.ini"))] == ["ingest", "train", "materialize"]
+    assert [s.name for s in demo.steps(load_settings(tmp_path/"settings.ini"))] == ["ingest", "train", "promote", "materialize"]
 
 def test_a_change_of_settings_or_code_counts(tmp_path):
     (tmp_path/"settings.ini").write_text("")
@@ -150,10 +174,11 @@ def test_a_change_of_settings_or_code_counts(tmp_path):
     plain = inputs()
     assert inputs() == plain
     changed = [a != b for a,b in zip(plain, inputs(RECO_SIMULATOR_EVENTS="300"), strict=True)]
-    assert changed == [True, False, False, False] # the rest follows from the files that the first writes
-    assert [a != b for a,b in zip(plain, inputs(RECO_ALS_FACTORS="8"), strict=True)] == [False, False, True, False]
-    assert [a != b for a,b in zip(plain, inputs(RECO_ONLINE_HISTORY_DAYS="8"), strict=True)] == [False, False, False, True]
-    assert [a != b for a,b in zip(plain, inputs(RECO_SERVING_PORT="1234"), strict=True)] == [False, False, False, False]
+    assert changed == [True, False, False, False, False] # the rest follows from the files that the first writes
+    assert [a != b for a,b in zip(plain, inputs(RECO_ALS_FACTORS="8"), strict=True)] == [False, False, True, False, False]
+    assert [a != b for a,b in zip(plain, inputs(RECO_GATES_MARGIN="0.01"), strict=True)] == [False, False, False, True, False]
+    assert [a != b for a,b in zip(plain, inputs(RECO_ONLINE_HISTORY_DAYS="8"), strict=True)] == [False, False, False, False, True]
+    assert [a != b for a,b in zip(plain, inputs(RECO_SERVING_PORT="1234"), strict=True)] == [False, False, False, False, False]
 
 def test_a_store_that_still_reads_its_log_is_waited_for(tmp_path):
     "The embedded server ends with its last user; the next question starts it, and it has all of it to read."

@@ -1,11 +1,12 @@
-"""`flows/train.py` as an operator runs it: from the lake to a published bundle that says where it came from."""
+"""`flows/train.py` as an operator runs it: from the lake to a challenger that says where it came from."""
 
 from pathlib import Path
 
 import pytest
 from flow_runs import run_flow
 
-from reco.bundle import latest_bundle, load_bundle
+from reco.bundle import load_bundle, named_bundle
+from reco.challenger import challenger_name
 from reco.data.lake import Lake
 from reco.moment import make_sources
 from reco.pipeline import RecommendationRequest, recommend
@@ -22,17 +23,20 @@ def fill_lake(folder: Path, sim) -> Lake:
     return lake
 
 
-def test_the_flow_publishes_what_it_evaluated(trained, tmp_path):
+def test_the_flow_saves_what_it_evaluated(trained, tmp_path):
     (tmp_path / "settings.ini").write_text(SETTINGS)
     lake = fill_lake(tmp_path, trained.sim)
     done = run_flow(tmp_path, "train")
     assert done.returncode == 0, done.stdout
     assert "NDCG@10" in done.stdout and "pipeline" in done.stdout and "popularity" in done.stdout
-    bundle = load_bundle(latest_bundle(tmp_path / "data" / "bundles"))
+    root = tmp_path / "data" / "bundles"
+    bundle = load_bundle(named_bundle(root, challenger_name(root)))
+    assert not (root / "current").exists()  # the gates publish
     about = bundle.manifest
     assert about["snapshots"] == {t: lake.snapshot(t) for t in ("interactions", "catalog")}
     assert about["settings"]["ranking"]["trees"] == 10 and about["seed"] == 7 and about["git_sha"]
     assert {r["system"] for r in about["metrics"]} == {"pipeline", *bundle.moment.sources}
+    assert len(about["alarms"]) == 4 and all(a["passed"] for a in about["alarms"])
     assert about["cutoffs"]["holdout"] < about["asof"] and about["versions"]["lightgbm"]
     user = trained.sim.interactions["user_id"].mode()[0]
     assert len(recommend(RecommendationRequest(user), bundle).items) == 10
