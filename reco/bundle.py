@@ -263,6 +263,6 @@ def latest_bundle(
 )->Path:        # the published bundle
     "The bundle to serve; raises `BundleError` when there is none."
     name = current_name(root)
-    if not name: raise BundleError(f"no bundle in {root}: run `python flows/train.py run` first")
+    if not name: raise BundleError(f"nothing is published in {root}: run `python flows/train.py run`, then `python flows/promote.py run`")
     if not (root/name).is_dir(): raise BundleError(f"{root/'current'} names {name}, which is not there")
     return root/name

@@ -125,7 +125,7 @@ def test_a_failed_save_leaves_nothing(bundle, tmp_path, monkeypatch):
 
 
 def test_publishing_moves_what_is_served(bundle_root, tmp_path):
-    with pytest.raises(BundleError, match=r"flows/train\.py run"): latest_bundle(tmp_path)
+    with pytest.raises(BundleError, match=r"flows/promote\.py run"): latest_bundle(tmp_path)
     for name in ("one", "two"): shutil.copytree(latest_bundle(bundle_root), tmp_path / name)
     publish(tmp_path / "one")
     publish(tmp_path / "two")

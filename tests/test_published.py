@@ -249,7 +249,7 @@ def test_a_replica_without_any_bundle_that_loads_does_not_start(three, root, sto
     only.mkdir()
     (only / "flipped").symlink_to(three[0] / "flipped")
     for start in (lambda: Replica().reconfigure({"bundle": str(only)}), lambda: following.whole(only)):
-        with pytest.raises(BundleError, match="run `python flows/train.py run` first"): start()
+        with pytest.raises(BundleError, match="then `python flows/promote.py run`"): start()
     publish(only / "flipped")
     made = Replica()
     made.store = store

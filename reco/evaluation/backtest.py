@@ -6,6 +6,7 @@
 __all__ = ['only', 'lists_of_all', 'bootstrap_means', 'score_table', 'judged_requests', 'backtest']
 
 # %% ../../nbs/71_evaluation.backtest.ipynb #721504ef
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,11 +42,13 @@ def lists_of_all(
     reranker:Reranker,
     h:Histories,     # pasts of n requests
     k:int,           # items per list
+    names:Sequence[str]|None=None, # of the sources that are wanted; all
 )->dict[str, np.ndarray]: # system → int32 [n, k] item_idx, -1 where padded
     "The pipeline's lists and each source's own."
     c, rows = ranker_rows(moment, h, k)
     out, rules_only = {"pipeline": make_lists(c, ranker.log_odds(rows), h, reranker, k).items}, replace(reranker, strengths=Strengths(), fair=0*reranker.fair)
     for j,name in enumerate(c.sources):
+        if names is not None and name not in names: continue
         alone = only(c, j)
         out[name] = make_lists(alone, -alone.ranks[:, j].astype(np.float64), h, rules_only, k).items
     return out

@@ -90,7 +90,7 @@ def challengers_answers(
     check_unseen(challenger, cutoffs.holdout)
     asked, at = asked_at(shop, cutoffs, settings, limits.buyers), fit_moment(shop, epoch_ms(cutoffs.holdout), settings)
     kept, reranker, h = ready(challenger, at, shop, asked)
-    of = lists_of_all(at, challenger.ranker, reranker, h, 10)
+    of = lists_of_all(at, challenger.ranker, reranker, h, 10, ["popularity"])
     return Answers(asked, at, kept.exposure.in_tail(), of["pipeline"], of["popularity"])
 
 def with_champion(
