@@ -24,10 +24,12 @@ from pydantic import SecretStr
 from test_lake import ids, log, write
 
 from app.ports import free_port
+from reco.challenger import challenger_name
 from reco.data.lake import Lake, open_lake, views
 from reco.data.simulator import simulate, write_shop
 from reco.data.storage import LakeError, opened, parts, storage_options
 from reco.data.upkeep import compact, erase, sweep, upkeep
+from reco.published import publish
 from reco.settings import Lake as LakeSection
 from reco.settings import Settings
 
@@ -231,10 +233,12 @@ def test_the_flows_work_on_s3_and_keep_no_key(lake, endpoint, tmp_path):
         f"[lake]\nroot = {lake.root}\nendpoint = {endpoint}\naccess_key = {KEY}\nsecret_key = {SECRET}\n[data]\npath = raw\n"
         "[train]\nmax_requests = 100\ncutoffs = 2\n[als]\niterations = 2\n")
     write_shop(simulate(users=300, items=100, events=6_000, days=60, end=datetime(2026, 5, 1, tzinfo=UTC), seed=3), tmp_path / "raw")
+    root = tmp_path / "data" / "bundles"
     for flow in ("ingest", "train", "materialize"):
         done = run_flow(tmp_path, flow)
         assert done.returncode == 0, done.stdout
         assert SECRET not in done.stdout
+        if flow == "train": publish(root / challenger_name(root), "somebody")  # the gates have tests of their own
     assert lake.tables() == ["batches", "catalog", "interactions", "quarantine"] and not (tmp_path / "data" / "lake").exists()
     kept = [p for p in (tmp_path / ".metaflow").rglob("*") if p.is_file()]
     unpacked = [gzip.decompress(b) if b[:2] == b"\x1f\x8b" else b for b in (p.read_bytes() for p in kept)]
