@@ -1,4 +1,4 @@
-"""Keep the lake small and fast: `python flows/upkeep.py run`. `[lake]` says what is kept; can be run again at any time."""
+"""Keep the lake small and fast, and the bundles few: `python flows/upkeep.py run`. `[lake]` and `[bundles]` say what is kept; can be run again at any time."""
 from datetime import UTC, datetime
 
 import polars as pl
@@ -10,6 +10,7 @@ import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
 from reco.data.lake import open_lake
 from reco.data.upkeep import upkeep
 from reco.provenance import git_sha
+from reco.retention import remove_old
 
 
 @project(name=PROJECT)
@@ -25,10 +26,11 @@ class UpkeepFlow(FlowSpec):
 
     @step
     def upkeep(self):
-        """Every table, one after the other."""
+        """Every table, one after the other, then the bundles."""
         lake = open_lake(SETTINGS)
         self.done = upkeep(lake, SETTINGS.lake, self.now)
         self.snapshots = {table: lake.snapshot(table) for table in self.done["table"]}
+        self.bundles = remove_old(SETTINGS.path(SETTINGS.bundles.root), SETTINGS.bundles.keep)
         self.next(self.end)
 
     @card(type="blank")
@@ -36,18 +38,18 @@ class UpkeepFlow(FlowSpec):
     def end(self):
         """Record the run and show what was done."""
         self.record = run_record(SETTINGS, self.git_sha, {"lake": SETTINGS.lake_root}, self.snapshots, self.now)
-        for part in card_parts(self.done, self.snapshots): current.card.append(part)
+        for part in card_parts(self.done, self.snapshots, self.bundles): current.card.append(part)
         sums = self.done.select(pl.exclude("table").sum()).row(0, named=True)
         print(f"{sums['files_before']:,} files became {sums['files_after']:,}, {sums['bytes_before']/1e6:,.1f} MB became "
-              f"{sums['bytes_after']/1e6:,.1f} MB, {sums['rows_removed']:,} rows were too old")
+              f"{sums['bytes_after']/1e6:,.1f} MB, {sums['rows_removed']:,} rows were too old; bundles removed: {', '.join(self.bundles) or 'none'}")
 
 
-def card_parts(done: pl.DataFrame, snapshots: dict[str, str]) -> list:
-    """The card: what each table was and is."""
+def card_parts(done: pl.DataFrame, snapshots: dict[str, str], bundles: list[str]) -> list:
+    """The card: what each table was and is, and which bundles are gone."""
     states = pl.DataFrame({"table": list(snapshots), "snapshot": list(snapshots.values())},
                           schema={"table": pl.String, "snapshot": pl.String})
     return [Markdown("# Upkeep of the lake"), card_table(done) if done.height else Markdown("No tables."),
-            Markdown("## Snapshots"), card_table(states)]
+            Markdown("## Snapshots"), card_table(states), Markdown(f"## Bundles removed\n{', '.join(bundles) or 'none'}")]
 
 
 if __name__ == "__main__": UpkeepFlow()

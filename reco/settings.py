@@ -32,6 +32,7 @@ class Project(Section):
 class Bundles(Section):
     root: str = Field("data/bundles", min_length=1, description="folder of the model bundles")
     new_items: int = Field(1_000, ge=0, le=1_000_000, description="items that may come into the shop between two trainings and be shown at once")
+    keep: int = Field(5, ge=1, le=10_000, description="bundles that stay: the last that were published and the last that were made, with what is served and what waits")
 
 class Data(Section):
     source: Literal["simulator", "retailrocket", "online_retail", "files", "postgres"] = Field(
