@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 TRIES = 3 # of a part, and of starting a worker
+GIVEN_UP = 5 # parts that may fail for good before the rest is not tried any more
 STARTS = 4 # of Ray: its raylet gives its agents 15 s; they need 4 on two free cores, 20 where others use both
 # A worker computes on one core; thread pools inside it would only fight over the cores.
 ONE_THREAD = {v: "1" for v in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS",
@@ -71,41 +72,47 @@ def each_done(make: Callable[..., Callable[[Any], Any]], args: Iterable[object],
               env: dict[str, str]) -> Iterator[tuple[Any, Any]]:
     """Part and result, as they come; `make(*args)` gives each worker its function, `env` are more variables of its process.
 
-    Raises `WorkError` when `make` raises, or a part or the start of a worker has failed three times; what came before stays done.
+    Raises `WorkError` at once when `make` raises or the start of a worker has failed three times, and at the end, when all others are done, where
+    a part has; where many have, it is not the parts, and nobody waits for the others.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__]) # a cluster's nodes have the package `reco`, but not this folder
     packed, kind = ray.put(ray.cloudpickle.dumps((make, args))), ray.remote(Worker).options(num_cpus=1)
     queue, busy = deque((p, 1) for p in parts), {} # (part, try); answer that is awaited → (worker, part or None, try)
+    lost: list[tuple[str, Exception]] = [] # parts that are given up
 
     def hire(n: int) -> None: # on a full cluster a worker may have to wait for its place, and no part waits with it
         worker = kind.remote(ONE_THREAD | env)
         busy[worker.make.remote(packed)] = worker, None, n
 
-    def again(part: Any, n: int, e: Exception) -> int:
-        what = "a worker" if part is None else f"part {part}"
-        if n == TRIES: raise WorkError(f"{what} failed {TRIES} times; the last time: {e}") from e
-        print(f"{what} failed and is tried again: {str(e).strip().splitlines()[-1]}", flush=True)
-        return n + 1
+    def last_words(what: str, e: Exception) -> str:
+        return f"{what} failed {TRIES} times; the last time: {e}"
+
+    def again(part: Any, n: int, e: Exception) -> None:
+        if n == TRIES: lost.append((f"part {part}", e))
+        else: queue.append((part, n + 1))
+        print(f"part {part} failed and is {'given up' if n == TRIES else 'tried again'}: {str(e).strip().splitlines()[-1]}", flush=True)
 
     for _ in range(min(workers, len(queue))): hire(1)
     try:
-        while queue or any(part is not None for _, part, _ in busy.values()):
+        while len(lost) < GIVEN_UP and (queue or any(part is not None for _, part, _ in busy.values())):
             [ref], _ = ray.wait(list(busy), num_returns=1)
             worker, part, n = busy.pop(ref)
             try: result = ray.get(ref)
             except RayTaskError as e:
                 if part is None: raise WorkError(f"a worker cannot be made: {e}") from e
-                queue.append((part, again(part, n, e)))
+                again(part, n, e)
             except RayError as e: # its process is gone
-                if part is not None: queue.append((part, again(part, n, e)))
-                hire(1 if part is not None else again(part, n, e))
+                if part is None and n == TRIES: raise WorkError(last_words("a worker", e)) from e
+                if part is not None: again(part, n, e)
+                hire(1 if part is not None else n + 1)
                 continue
             else:
                 if part is not None: yield part, result
             if queue: # else this worker ends
                 part, n = queue.popleft()
                 busy[worker.run.remote(part)] = worker, part, n
+        if lost: raise WorkError("; ".join(last_words(*x) for x in lost)) from lost[0][1]
     finally:
         for worker, _, _ in busy.values(): ray.kill(worker)

@@ -321,6 +321,16 @@ def test_a_dead_worker_is_replaced_and_a_part_that_fails_is_named(ray_address, t
     assert "part 2 failed and is tried again" in capsys.readouterr().out and time.monotonic() - began < 120
 
 
+def test_where_everything_fails_the_rest_is_left(ray_address, tmp_path):
+    def make(folder: Path):
+        def do(part: int) -> None:
+            with (folder / f"{part}").open("a") as tries: tries.write("x")
+            raise OSError("no room left")
+        return do
+    with pytest.raises(WorkError, match=r"(?s)part \d+ failed 3 times.*no room left") as failed: list(each_done(make, [tmp_path], range(20), 2, {}))
+    assert str(failed.value).count("failed 3 times") == 5 and sum(f.stat().st_size for f in tmp_path.iterdir()) < 3 * 20
+
+
 def test_a_worker_that_cannot_be_made_ends_the_run(ray_address):
     def make(): raise OSError("no bundle on this node")
     with pytest.raises(WorkError, match=r"(?s)a worker cannot be made.*no bundle on this node"): list(each_done(make, [], range(3), 1, {}))
