@@ -329,7 +329,7 @@ def test_the_whole_verdict_of_a_bad_challenger(trained, judged):
     report = all_gates(case)
     failed = {f.partition(":")[0] for f in failures(report)}
     assert failed >= {"better than the champion", "ranker no worse", "better than popularity", "leak alarm"}
-    assert not failed & {"offline equals online", "answers in a fresh process", "latency p50", "latency p99", "coverage"}
+    assert not failed & {"offline equals online", "answers in a fresh process", "coverage"}
     kept = json.loads(json.dumps(record(case, report, {"run": "7"}), allow_nan=False))
     assert kept["bundle"] == bad and kept["run"] == "7" and kept["passed"] is False and len(kept["gates"]) == report.height == 13
 
