@@ -322,14 +322,14 @@ def test_a_fresh_process_that_cannot_load_says_why(trained, judged):
 
 
 def test_the_whole_verdict_of_a_bad_challenger(trained, judged):
-    """Upside down and trained on a leak: each is found, and nothing else."""
+    """Upside down and trained on a leak: each is found, and what has nothing to do with it is not."""
     root, challenger = judged[0], judged[1]
     bad = made(trained, root, about=said(trained, LOUD), ranker=upside_down(trained.ranker))
     case = case_of(trained, judged, challenger=bad, champion=challenger.id)
     report = all_gates(case)
     failed = {f.partition(":")[0] for f in failures(report)}
     assert failed >= {"better than the champion", "ranker no worse", "better than popularity", "leak alarm"}
-    assert not failed & {"offline equals online", "answers in a fresh process", "coverage"}
+    assert not failed & {"offline equals online", "answers in a fresh process"}
     kept = json.loads(json.dumps(record(case, report, {"run": "7"}), allow_nan=False))
     assert kept["bundle"] == bad and kept["run"] == "7" and kept["passed"] is False and len(kept["gates"]) == report.height == 13
 
