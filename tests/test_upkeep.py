@@ -53,7 +53,7 @@ def who_holds(lake: Lake, user: str) -> list[str]:
     """Every file under the root that has the id: as bytes, and inside what Parquet compresses, the log's checkpoints included."""
     found = []
     for path in lake.root.rglob("*"):
-        if not path.is_file(): continue
+        if not path.is_file() or path.stat().st_size < 12: continue  # begun by a process that was killed: nothing is in it
         if user.encode() in path.read_bytes() or user in path.name: found.append(path.name)
         elif path.suffix == ".parquet" and user in str(pl.read_parquet(path, hive_partitioning=False).to_dict(as_series=False)):
             found.append(path.name)
