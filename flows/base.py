@@ -8,11 +8,17 @@ import sys
 from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
+from reco.data.lake import open_lake
 from reco.settings import Settings, SettingsError, load_settings
 from reco.tracking import told
+
+if TYPE_CHECKING:
+    from reco.data.shop import ShopData
+    from reco.reranking.rulebook import RuleBook
 
 try: SETTINGS: Settings = load_settings()
 except SettingsError as e: sys.exit(f"settings: {e}")
@@ -36,6 +42,23 @@ def run_record(settings: Settings, sha: str, inputs: dict[str, str], snapshots: 
     return {"project": PROJECT, "flow": current.flow_name, "run_id": current.run_id, "git_sha": sha,
             "seed": settings.project.seed, "asof": asof.isoformat() if asof else None, "inputs": inputs,
             "snapshots": snapshots, "settings": settings.model_dump(mode="json", exclude={"root"})}
+
+
+TABLES = "interactions", "catalog" # of the lake, that a model is made of
+
+
+def read_shop(snapshots: dict[str, str]) -> "ShopData":
+    """The lake's tables at the snapshots that a run began with, whatever has been written since."""
+    from reco.data.shop import index_shop  # brings numba, which takes seconds
+    lake = open_lake(SETTINGS)
+    return index_shop(*(lake.read(t, snapshots[t]).collect() for t in TABLES))
+
+
+def rule_book() -> "RuleBook":
+    """The rules file of the settings; a bad one ends the run with what is wrong in it."""
+    from reco.reranking.rulebook import RuleError, read_rules
+    try: return read_rules(SETTINGS.path(SETTINGS.rules.file) if SETTINGS.rules.file else None)
+    except RuleError as e: sys.exit(f"rules: {e}")
 
 
 def tell_mlflow(act: Callable[[], object]) -> None:

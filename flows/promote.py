@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime
 
 import polars as pl
-from base import HERE, PROJECT, SETTINGS, card_table, run_record, tell_mlflow
+from base import HERE, PROJECT, SETTINGS, TABLES, card_table, run_record, tell_mlflow
 from metaflow import FlowSpec, Parameter, card, current, project, step
 from metaflow.cards import Markdown
 
@@ -22,7 +22,6 @@ from reco.provenance import git_sha
 from reco.tracking import log_training, mirror
 
 WHO = "flows/promote.py"
-TABLES = "interactions", "catalog"
 ROOT = SETTINGS.path(SETTINGS.bundles.root)
 
 

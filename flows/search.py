@@ -6,9 +6,8 @@ search that was killed goes on when it is started again. The hold-out is not loo
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from base import HERE, PROJECT, SETTINGS, card_table, run_record
+from base import HERE, PROJECT, SETTINGS, TABLES, card_table, read_shop, rule_book, run_record
 
 # Workers share the cores; trees that wait for each other's threads cost more than they gain. Read when LightGBM is imported, hence here.
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1)//SETTINGS.search.workers)))
@@ -19,6 +18,7 @@ from optuna import Study  # noqa: E402
 from optuna.trial import FrozenTrial  # noqa: E402
 
 import reco  # noqa: F401, E402  (Metaflow packs the modules that are imported here)
+from reco.challenger import write_whole  # noqa: E402
 from reco.data.lake import open_lake  # noqa: E402
 from reco.provenance import git_sha  # noqa: E402
 from reco.ranking.search import (  # noqa: E402
@@ -37,28 +37,10 @@ from reco.ranking.search import (  # noqa: E402
     study_key,
     with_values,
 )
-from reco.reranking.rulebook import RuleBook, RuleError, read_rules  # noqa: E402
 from reco.tracked_search import log_search, log_trial  # noqa: E402
 from reco.tracking import TrackingError, connect  # noqa: E402
 
-if TYPE_CHECKING:
-    from reco.data.shop import ShopData
-
-TABLES = "interactions", "catalog"
 OUT = SETTINGS.path(SETTINGS.search.out)
-
-
-def read_shop(snapshots: dict[str, str]) -> "ShopData":
-    """The lake's tables at the snapshots that the search began with."""
-    from reco.data.shop import index_shop  # brings numba, which takes seconds; so do the imports below
-    lake = open_lake(SETTINGS)
-    return index_shop(*(lake.read(t, snapshots[t]).collect() for t in TABLES))
-
-
-def rule_book() -> RuleBook:
-    """The rules file of the settings; a bad one ends the run with what is wrong in it."""
-    try: return read_rules(SETTINGS.path(SETTINGS.rules.file) if SETTINGS.rules.file else None)
-    except RuleError as e: sys.exit(f"rules: {e}")
 
 
 def check_space() -> None:
@@ -185,8 +167,7 @@ class SearchFlow(FlowSpec):
         about = [f"Found by flows/search.py (search {self.key}) on the validation cutoff {self.cutoffs.validation:%Y-%m-%d}; the hold-out was not looked at.",
                  f"Without re-ranking: {self.comparison}."]
         self.proposal = fragment(self.settings, self.values, about)
-        OUT.parent.mkdir(parents=True, exist_ok=True)
-        OUT.write_text(self.proposal)
+        write_whole(OUT, self.proposal)
         current.card.append(Markdown(f"# Search {self.key}\n{about[1]}\n\n```\n{self.proposal}```"))
         for name in STAGES:
             frame, shares = history(self.study(name)), importance(self.study(name), SETTINGS.project.seed)

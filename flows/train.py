@@ -1,10 +1,9 @@
 """Lake → candidates → ranker → evaluation → challenger. `python flows/train.py run`; `settings.ini` has the knobs."""
 import json
-import sys
 from dataclasses import asdict, replace
 
 import polars as pl
-from base import HERE, PROJECT, SETTINGS, card_table, run_record, tell_mlflow
+from base import HERE, PROJECT, SETTINGS, TABLES, card_table, read_shop, rule_book, run_record, tell_mlflow
 from metaflow import FlowSpec, card, current, project, step
 from metaflow.cards import Image, Markdown, VegaChart
 
@@ -13,7 +12,6 @@ from reco.bundle import make_bundle, save_bundle
 from reco.challenger import set_challenger
 from reco.data.histories import epoch_ms
 from reco.data.lake import open_lake
-from reco.data.shop import ShopData, index_shop
 from reco.evaluation.backtest import backtest
 from reco.evaluation.strengths import choose_strengths
 from reco.model_card import column_facts, data_facts, model_card, variety_facts
@@ -23,23 +21,10 @@ from reco.provenance import git_sha, versions
 from reco.ranking.alarms import leak_report, stop_on_leaks
 from reco.ranking.shapley import dependence_figure, importance, importance_figure, shapley
 from reco.ranking.training import cutoffs_of, fit_rankers, training_examples
-from reco.reranking.rulebook import SURFACES, RuleBook, RuleError, read_rules
+from reco.reranking.rulebook import SURFACES
 from reco.tracking import log_training, mirror
 
-TABLES = "interactions", "catalog"
 LIBRARIES = "implicit", "lightgbm", "numba", "numpy", "polars", "scipy"
-
-
-def read_shop(snapshots: dict[str, str]) -> ShopData:
-    """The lake's tables at the snapshots that the run began with, whatever has been written since."""
-    lake = open_lake(SETTINGS)
-    return index_shop(*(lake.read(t, snapshots[t]).collect() for t in TABLES))
-
-
-def rule_book() -> RuleBook:
-    """The rules file of the settings; a bad one ends the run with what is wrong in it."""
-    try: return read_rules(SETTINGS.path(SETTINGS.rules.file) if SETTINGS.rules.file else None)
-    except RuleError as e: sys.exit(f"rules: {e}")
 
 
 @project(name=PROJECT)
