@@ -16,7 +16,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test prepare lab ingest train promote search batch materialize serve app bench services lock clean
+.PHONY: help demo test prepare lab ingest train promote report monitor search batch materialize argo serve app bench services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,12 @@ train: $(STAMP) ## the lake into a model bundle, which is served if it passes th
 promote: $(STAMP) ## hold the newest bundle to the gates again
 	@exec $(BIN)/python flows/promote.py run
 
+report: $(STAMP) ## the walkthrough notebooks on the newest bundle, as pages
+	@exec $(BIN)/python flows/report.py run
+
+monitor: $(STAMP) ## hold the last days beside what the champion learned from; train anew if they ask for it
+	@exec $(BIN)/python flows/monitor.py run
+
 search: $(STAMP) ## better settings, found on validation: a proposal for a person to read
 	@exec $(BIN)/python flows/search.py run
 
@@ -53,6 +59,9 @@ batch: $(STAMP) ## lists of all shoppers at once, into the lake
 
 materialize: $(STAMP) ## pasts of shoppers and features of items into the online store
 	@exec $(BIN)/python flows/materialize.py run
+
+argo: $(STAMP) ## every flow as objects of Argo Workflows, in deploy/argo/compiled (needs S3, no cluster: deploy/argo/README.md)
+	@exec $(BIN)/python flows/argo.py
 
 serve: $(STAMP) ## the endpoint on the newest bundle
 	@exec $(BIN)/python -m app.serve

@@ -1,12 +1,13 @@
-"""`python -m app.bundle list`, `publish ID`, `rollback`: which bundle is served. Endpoints that follow the folder do so within seconds."""
+"""`python -m app.bundle list`, `publish ID`, `rollback`: which bundle is served. Endpoints that follow do so within seconds."""
 import argparse
 import getpass
 import sys
 from pathlib import Path
 
 from app.following import prepared, try_out
-from reco.bundle import BundleError, current_name, named_bundle
-from reco.published import Publication, earlier, history, publish, rollback
+from reco.bundle import BundleError
+from reco.bundle_store import Root, bundle_at, bundles_root
+from reco.published import Publication, earlier_of, publish, rollback, standing
 from reco.settings import SettingsError, load_settings
 from reco.tracking import mirror, told
 
@@ -30,11 +31,12 @@ def line(p: Publication) -> str: # of the history
     return f"{p.at[:19].replace('T', ' ')}  {p.bundle_id}  {'rollback' if p.back else 'published'} by {p.who or 'nobody named'}" + (f": {p.why}" if p.why else "")
 
 def listed(
-    root: Path, # folder of the bundles
+    root: Root,
 ) -> str:
     "The last twenty of the history, then where things stand."
-    before = earlier(root)
-    return "\n".join([*map(line, history(root)[-20:]), f"current: {current_name(root) or 'none'}", f"rollback would publish: {before[0] if before else 'nothing'}"])
+    lines, now = standing(root)
+    before = earlier_of(lines, now)
+    return "\n".join([*map(line, lines[-20:]), f"current: {now or 'none'}", f"rollback would publish: {before[0] if before else 'nothing'}"])
 
 def try_alone(
     folder: Path, # of a bundle
@@ -44,22 +46,21 @@ def try_alone(
 
 def act(
     args: argparse.Namespace,
-    root: Path,               # folder of the bundles
+    root: Root,
 ) -> str:                     # what to say
     "Do it; raises `BundleError`."
     if args.command == "list": return listed(root)
     if args.command == "rollback": done = rollback(root, args.who, args.why, try_alone)
     else:
-        folder = named_bundle(root, args.bundle_id)
-        try_alone(folder)
-        done = publish(folder, args.who, args.why)
+        try_alone(bundle_at(root, args.bundle_id))
+        done = publish(root/args.bundle_id, args.who, args.why)
     return f"published {done.bundle_id}; before it was {done.before or 'none'}"
 
 def main() -> int: # exit code
     args = arguments().parse_args()
     try:
         settings = load_settings()
-        print(act(args, settings.path(settings.bundles.root)), flush=True)
+        print(act(args, bundles_root(settings)), flush=True)
     except (SettingsError, BundleError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

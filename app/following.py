@@ -1,4 +1,5 @@
 """Which bundle a replica answers with: the published one, as soon as it is published, unless it is refused."""
+import errno
 import logging
 import sys
 import threading
@@ -7,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from reco.bundle import BundleError, ModelBundle, current_name, latest_bundle, load_bundle, named_bundle, verify
+from reco.bundle import BundleError, ModelBundle, load_bundle, verify
+from reco.bundle_store import BundlesOnS3, NotNow, Root, bundle_at, files_of, kept_history, ledger, lines_of
 from reco.explain import explain
 from reco.features.store import OnlineStore
 from reco.pipeline import RecommendationRequest, answer
-from reco.published import Publication, earlier, publish, rollback
+from reco.published import Publication, champion_name, earlier_of, publications, publish, rollback, standing
 from reco.redis_server import StoreError
 from reco.reranking.rulebook import SURFACES
 
@@ -55,28 +57,34 @@ def someone(
     except StoreError: return None
 
 def to_serve(
-    root: Path,   # folder of the bundles
-) -> list[str]:   # names, the published one first
+    root: Root,
+) -> list[str]: # names, the published one first
     "What may be served, in the order of preference; raises `BundleError` when nothing was ever published."
-    return [current_name(root) or latest_bundle(root).name, *earlier(root)]
+    try: lines, now = standing(root)
+    except NotNow as e: # a replica that starts must not hang on S3: what was published when it last answered, from the copies
+        if not isinstance(root, BundlesOnS3) or not (lines := publications(lines_of(kept_history(root)))): raise
+        log.error("%s; beginning with what was published when it last answered", e)
+        now = lines[-1].bundle_id
+    if not now: raise BundleError(f"nothing is published in {root}: run `python flows/train.py run`, then `python flows/promote.py run`")
+    return [now, *earlier_of(lines, now)]
 
 def whole(
-    root: Path,   # folder of the bundles
+    root: Root,
     say: Callable[[str], object] = print, # that one is refused, and why
-) -> Path:
+) -> Path: # on this machine
     "The first of `to_serve` whose files are as they were saved; raises `BundleError` with what is wrong with the published one."
     found: list[BundleError] = []
     for name in to_serve(root):
         try:
-            verify(named_bundle(root, name))
+            verify(folder := bundle_at(root, name))
             for e in found: say(f"refused: {e}")
-            return root/name
+            return folder
         except BundleError as e: found.append(e)
     raise found[0]
 
 # ---- following ------------------------------------------------------------------------------------------------------
 
-EVERY_S = 1.0     # between two looks at `current`, each of which asks the disk for one date
+EVERY_S = 1.0     # between two looks, each of which asks the disk for one date, or S3 whether the history is still the one that was read
 TURN_S = 0.0005   # a thread that loads gives way to a request after so long: with Python's own 5 ms, reading a bundle of 100,000 items let
                   # others wait for more than 8 ms seven times, with this twice
 
@@ -88,6 +96,12 @@ def giving_way() -> Iterator[None]:
     try: yield
     finally: sys.setswitchinterval(before)
 
+@contextmanager
+def passing() -> Iterator[None]:
+    "What may pass is no fault of the bundle: it becomes an `OSError`, which asks to try again."
+    try: yield
+    except NotNow as e: raise OSError(errno.EAGAIN, str(e)) from e
+
 @dataclass(frozen=True)
 class Refusal:
     "A bundle that was published and is not served."
@@ -95,25 +109,30 @@ class Refusal:
     reason: str
 
 class Following:
-    "Keeps one replica on what is published in a folder. What is refused is not tried again before something is published again."
+    "Keeps one replica on what is published. What is refused is not tried again before something is published again; what cannot be had now is."
     def __init__(self,
-        root: Path,                              # folder of the bundles
+        root: Root,
         prepare: Callable[[Path], ModelBundle],  # raises `BundleError`
         take: Callable[[ModelBundle], object],   # into service
         refuse: Callable[[], object],            # counts
     ):
         self.root, self.prepare, self.take, self.refuse = root, prepare, take, refuse
         self.name = ""                           # of the bundle in service
-        self.seen: tuple[int, int]|None = None   # of `current`, when it was last acted upon
+        self.seen: tuple[int, int]|str|None = None # of `current`, or the history's tag, when it was last acted upon
         self.refusal: Refusal|None = None        # of what is published, where that is not in service
+        self.blind: Refusal|None = None          # while it cannot be seen or had what is published
         self.turn, self.ended = threading.Lock(), threading.Event()
 
     def begin(self) -> None:
         "Serve what is published, or the last before it that is not refused, and follow from there; raises `BundleError` when there is none."
         with self.turn:
-            self.seen, refused = self._mark(), []
+            try: self.seen = self._mark()
+            except NotNow: self.seen = None      # the first look that succeeds acts
+            refused = []
             for name in to_serve(self.root):
-                if not (no := self._serve(name)): break
+                try: no = self._serve(name)
+                except NotNow as e: no, self.seen = Refusal(name, str(e)), None
+                if not no: break
                 refused.append(no)
             else: raise BundleError(f"{self.root/refused[0].bundle_id}: {refused[0].reason}")
             self.refusal = refused[0] if refused else None
@@ -124,8 +143,8 @@ class Following:
     def look(self) -> None:
         "Act on what was published since the last look."
         with self.turn:
-            if (mark := self._mark()) == self.seen: return
-            self.refusal, self.seen = self._serve(current_name(self.root)), mark
+            if (mark := self._mark()) != self.seen: self.refusal, self.seen = self._serve(champion_name(self.root)), mark
+            self.blind = None
 
     def publish(self,
         name: str, # of a bundle
@@ -134,8 +153,9 @@ class Following:
     ) -> Publication:
         "Try a bundle, publish it, and be the first to serve it; raises `UnknownBundle`, or `BundleError` with what is wrong."
         with self.turn:
-            bundle = self._gently(named_bundle(self.root, name))
-            done = publish(self.root/name, who, why)
+            with passing():
+                bundle = self._gently(bundle_at(self.root, name))
+                done = publish(self.root/name, who, why)
             self._take(name, bundle)
         return done
 
@@ -146,7 +166,7 @@ class Following:
         "Publish what was published before and passes the trial, and be the first to serve it; raises `NothingBefore`."
         tried: dict[str, ModelBundle] = {}
         with self.turn:
-            done = rollback(self.root, who, why, lambda folder: tried.update({folder.name: self._gently(folder)}))
+            with passing(): done = rollback(self.root, who, why, lambda folder: tried.update({folder.name: self._gently(folder)}))
             self._take(done.bundle_id, tried[done.bundle_id])
         return done
 
@@ -156,9 +176,15 @@ class Following:
             try: self.look()
             except Exception as e: # a disk that is away for a while must not end it
                 if str(e) != complaint: log.exception("following %s failed; tried again every %g s", self.root, EVERY_S)
-                complaint = str(e)
+                if self.blind is None: self.refuse()
+                complaint, self.blind = str(e), Refusal("", f"what is published cannot be seen or had now: {e}" if isinstance(e, NotNow) else "what is published cannot be read now")
+            else: complaint = ""
 
-    def _mark(self) -> tuple[int, int]|None: # another one after each publication, be it of the same bundle
+    def _mark(self) -> tuple[int, int]|str|None: # another one after each publication, be it of the same bundle; raises `NotNow`
+        if isinstance(self.root, BundlesOnS3):
+            known = self.seen if isinstance(self.seen, str) else ""
+            now = ledger(self.root, unless=known)
+            return known if now is None else now.tag
         try: there = (self.root/"current").stat()
         except OSError: return None
         return there.st_ino, there.st_mtime_ns
@@ -166,13 +192,14 @@ class Following:
     def _gently(self, folder: Path) -> ModelBundle: # raises `BundleError` without the machine's paths
         try:
             with giving_way(): return self.prepare(folder)
-        except BundleError as e: raise BundleError(str(e).replace(f"{self.root}/", "")) from e
+        except BundleError as e: raise BundleError(str(e).replace(f"{files_of(self.root)}/", "").replace(f"{self.root}/", "")) from e
 
     def _serve(self, name: str) -> Refusal|None: # None when it is in service now
         if name == self.name: return None
-        try: bundle = self._gently(named_bundle(self.root, name))
+        try: bundle = self._gently(bundle_at(self.root, name))
+        except NotNow: raise
         except BundleError as e:
-            refused = Refusal(name, str(e).removeprefix(f"{name}: "))
+            refused = Refusal(name, str(e).replace(f"{self.root}/", "").removeprefix(f"{name}: "))
             log.error("bundle %s is refused; %s: %s", name or "(none)", f"{self.name} goes on" if self.name else "an earlier one is looked for", refused.reason)
             self.refuse()
             return refused

@@ -24,6 +24,7 @@ from app.keys import Keys, KeysError, keys_for
 from app.meter import FOLDER, Meter
 from app.ports import free_port, port_free, reach
 from reco.bundle import BundleError, ModelBundle
+from reco.bundle_store import Root, bundles_root
 from reco.candidates.content import Content
 from reco.candidates.newcomers import ready_to_read
 from reco.data.bus import open_codec, open_producer
@@ -67,8 +68,8 @@ class Replica:
         config: dict[str, str], # {"bundle": folder of one bundle, or of bundles: then what is published there is followed; "" for the settings' own}
     ) -> None:
         "Take a bundle into service; raises `BundleError`, and then the one before stays. Ray Serve calls it for each new config."
-        folder, following = Path(config["bundle"] or bundles_of(load_settings())), None
-        one = (folder/"manifest.json").is_file()
+        folder, following = bundles_root(load_settings(), config["bundle"]), None
+        one = isinstance(folder, Path) and (folder/"manifest.json").is_file()
         if not one: to_serve(folder) # raises when nothing was ever published there
         self.open()
         if one: self.use(self.prepared(folder))
@@ -102,7 +103,7 @@ class Replica:
         self.meter.asof.set(bundle.moment.asof/1000)
 
     @property
-    def refused(self) -> Refusal|None: return self.following and self.following.refusal
+    def refused(self) -> Refusal|None: return self.following and (self.following.blind or self.following.refusal)
 
     def publish(self, bundle_id: str, who: str, why: str) -> Publication:
         if self.following is None: raise NotFollowing
@@ -178,12 +179,6 @@ def ping(
     "Whether it answers."
     with asking("ping"): return store.client.ping()
 
-def bundles_of(
-    settings: Settings, # [bundles]
-) -> Path: # absolute
-    "The folder of the bundles."
-    return settings.path(settings.bundles.root).absolute()
-
 # A replica answers one request at a time: where two are with it on average, one waits. More replicas come after 10 s of that, and go after 5 minutes
 # without: a start takes seconds, and a visit's load goes up and down within them.
 AUTOSCALING = {"target_ongoing_requests": 2, "upscale_delay_s": 10, "downscale_delay_s": 300}
@@ -254,7 +249,7 @@ def init_ray(
             print(f"Ray missed its own deadline for starting (is the machine busy?); try {tries + 1} of {TRIES}", flush=True)
 
 def start(
-    bundle: Path,    # folder of one bundle, or of bundles: then the published one is followed
+    bundle: Root,    # folder of one bundle, or of bundles: then the published one is followed
     host: str,       # address to bind
     port: int,       # port to bind
     replicas: int,   # how many processes answer
@@ -305,7 +300,7 @@ def main() -> int: # exit code
     try:
         settings = load_settings()
         if found := find_settings(): os.environ["RECO_SETTINGS"] = str(found.absolute()) # for the replicas, wherever they stand
-        root = bundles_of(settings)
+        root = bundles_root(settings)
         bundle = whole(root) # a replica checks it too, but half a minute later and inside a traceback of Ray's
         keys_for(settings)
         host, port = settings.serving.host, settings.serving.port

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from reco.data.lake import open_lake
+from reco.data.scratch import Scratch
 from reco.settings import Settings, SettingsError, load_settings
 from reco.tracking import told
 
@@ -28,11 +29,29 @@ os.environ.setdefault("METAFLOW_DATASTORE_SYSROOT_LOCAL", str(SETTINGS.root.reso
 os.environ.setdefault("METAFLOW_CARD_LOCALROOT", str(SETTINGS.root.resolve()/".metaflow"/"mf.cards"))
 if not {os.environ.get(v) for v in ("METAFLOW_USER", "SUDO_USER", "USERNAME", "USER")} - {None, "", "root"}:
     os.environ["METAFLOW_USER"] = "reco" # Metaflow refuses root, which is who one is in a container
+if SETTINGS.runs.datastore: # what runs keep goes to the S3 of [lake]; a variable that is set already counts more
+    for name, value in ({"METAFLOW_DEFAULT_DATASTORE": "s3", "METAFLOW_DATASTORE_SYSROOT_S3": SETTINGS.runs.datastore.rstrip("/")}
+                        | {"METAFLOW_S3_ENDPOINT_URL": SETTINGS.lake.endpoint, "AWS_DEFAULT_REGION": SETTINGS.lake.region}
+                        | {"AWS_ACCESS_KEY_ID": SETTINGS.lake.access_key.get_secret_value(), "AWS_SECRET_ACCESS_KEY": SETTINGS.lake.secret_key.get_secret_value()}
+                        | {"METAFLOW_S3_RETRY_COUNT": "2", "METAFLOW_S3_TRANSIENT_RETRY_COUNT": "4"}).items(): # an S3 that is away is said within a minute
+        if value: os.environ.setdefault(name, value)
+# Where `--with kubernetes` and `argo-workflows create` let the steps run.
+os.environ.setdefault("METAFLOW_KUBERNETES_CONTAINER_IMAGE", SETTINGS.kubernetes.image)
+os.environ.setdefault("METAFLOW_KUBERNETES_NAMESPACE", SETTINGS.kubernetes.namespace)
+os.environ.setdefault("METAFLOW_KUBERNETES_SERVICE_ACCOUNT", SETTINGS.kubernetes.service_account)
+os.environ.setdefault("METAFLOW_KUBERNETES_SECRETS", SETTINGS.kubernetes.secrets)
+# Of these and of what a step asks for (flows/resources.py) the larger counts, and Metaflow's own are four gigabytes and more.
+os.environ.setdefault("METAFLOW_KUBERNETES_CPU", "0.1")
+os.environ.setdefault("METAFLOW_KUBERNETES_MEMORY", "256")
+os.environ.setdefault("METAFLOW_KUBERNETES_DISK", "1024")
 
 from metaflow import current
 from metaflow.cards import Table, VegaChart
 
 HERE = Path(__file__).resolve().parent
+AT_ONCE = SETTINGS.train.workers or min(os.cpu_count() or 1, 3) # steps on one machine: Metaflow's own sixteen would want sixteen times the memory
+os.environ.setdefault("METAFLOW_RUN_MAX_WORKERS", str(max(AT_ONCE, SETTINGS.search.workers)))
+os.environ.setdefault("METAFLOW_RESUME_MAX_WORKERS", os.environ["METAFLOW_RUN_MAX_WORKERS"])
 PROJECT = re.sub(r"[^a-z0-9_]+", "_", SETTINGS.project.name.lower()) # Metaflow takes no other letters
 
 
@@ -52,6 +71,11 @@ def read_shop(snapshots: dict[str, str]) -> "ShopData":
     from reco.data.shop import index_shop  # brings numba, which takes seconds
     lake = open_lake(SETTINGS)
     return index_shop(*(lake.read(t, snapshots[t]).collect() for t in TABLES))
+
+
+def scratch(run: str) -> Scratch:
+    """Where the steps of a run hand each other what is too large to be kept."""
+    return Scratch(SETTINGS.lake_root, SETTINGS.lake, run)
 
 
 def rule_book() -> "RuleBook":

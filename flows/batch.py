@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 
 import polars as pl
 from base import HERE, PROJECT, SETTINGS, card_table, run_record
-from metaflow import FlowSpec, card, current, project, step
+from cluster import on_cluster
+from metaflow import FlowSpec, card, current, project, schedule, step, trigger_on_finish
 from metaflow.cards import Markdown
 from on_ray import each_done, ray_running
 
@@ -25,10 +25,12 @@ TABLES = "interactions", "catalog"
 DAY_S = 86_400
 
 
-def scorer(folder: Path, batch, per_item) -> Callable[[int], dict]:
+def scorer(bundle: str, batch, per_item) -> Callable[[int], dict]:
     """A worker's own, from the settings of its machine."""
     from reco.batch import open_scorer
-    return open_scorer(load_settings(), folder, batch, per_item)
+    from reco.bundle_store import bundle_at, bundles_root
+    settings = load_settings()
+    return open_scorer(settings, bundle_at(bundles_root(settings), bundle), batch, per_item)
 
 
 def scored(parts: list[int], *args: object) -> Iterator[dict]:
@@ -42,7 +44,10 @@ def scored(parts: list[int], *args: object) -> Iterator[dict]:
         for _, done in each_done(scorer, args, parts, min(SETTINGS.batch.workers or cores, cores), env): yield done
 
 
+@on_cluster
 @project(name=PROJECT)
+@schedule(cron=SETTINGS.schedule.batch, daily=False, timezone="UTC")
+@trigger_on_finish(flow="PromoteFlow")
 class BatchFlow(FlowSpec):
     """Score everybody, a part of the shoppers at a time; a second run finds nothing to do."""
 
@@ -64,13 +69,15 @@ class BatchFlow(FlowSpec):
             parts_done,
             plan,
         )
-        from reco.bundle import latest_bundle, load_bundle
-        lake, folder, section = open_lake(SETTINGS), latest_bundle(SETTINGS.path(SETTINGS.bundles.root)).absolute(), SETTINGS.batch
+        from reco.bundle import load_bundle
+        from reco.bundle_store import bundles_root
+        from reco.published import served_at
+        lake, folder, section = open_lake(SETTINGS), served_at(bundles_root(SETTINGS)), SETTINGS.batch
         bundle = load_bundle(folder)
         batch = plan(lake, self.snapshots, bundle, section.k, section.partition_users)
         began, self.made, self.batch = time.perf_counter(), left(lake, batch), asdict(batch)
         if self.made: # else the features of items would be made for nothing
-            for p in scored(self.made, folder, batch, fresh_rows(lake, bundle, batch)): print(part_line(p), flush=True)
+            for p in scored(self.made, folder.name, batch, fresh_rows(lake, bundle, batch)): print(part_line(p), flush=True)
         self.seconds, self.done = time.perf_counter() - began, parts_done(lake, batch.run)
         self.dropped, self.stored = drop_older(lake, section.keep_runs), stored(lake, batch)
         self.next(self.end)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import polars as pl
 from base import HERE, PROJECT, SETTINGS, card_lines, card_table, run_record
-from metaflow import FlowSpec, Parameter, card, current, project, step
+from cluster import on_cluster
+from metaflow import FlowSpec, Parameter, card, current, project, retry, schedule, step
 from metaflow.cards import Markdown
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
@@ -14,17 +15,20 @@ from reco.data.sources import SOURCES, read_source
 from reco.provenance import git_sha
 
 
+@on_cluster
 @project(name=PROJECT)
+@schedule(cron=SETTINGS.schedule.ingest, daily=False, timezone="UTC")
 class IngestFlow(FlowSpec):
     """Read a shop's data, set bad rows aside, and add the rest to the lake; a bad batch fails and changes nothing."""
     source = Parameter("source", help=", ".join(SOURCES), default=SETTINGS.data.source)
-    path = Parameter("path", help="folder of the raw files; postgres needs none", default=str(SETTINGS.path(SETTINGS.data.path)))
+    path = Parameter("path", help="folder of the raw files, [data] path if not given; postgres needs none", default="")
 
     @step
     def start(self):
         """Fix what the run depends on: settings, code, moment."""
         self.settings, self.git_sha, self.now = SETTINGS.without_secrets(), git_sha(HERE), datetime.now(UTC)
-        where = "the database of [postgres]" if self.source == "postgres" else self.path
+        self.folder = self.path or str(SETTINGS.path(SETTINGS.data.path))
+        where = "the database of [postgres]" if self.source == "postgres" else self.folder
         print(f"source {self.source} in {where}, lake {SETTINGS.lake_root}, code {self.git_sha}")
         self.next(self.ingest)
 
@@ -35,7 +39,7 @@ class IngestFlow(FlowSpec):
         from reco.data.ingestion import ingest  # brings whylogs, which takes seconds that only this step needs
         from reco.data.profile import described
         s = self.settings
-        done = ingest(self.source, lambda scratch: read_source(self.source, Path(self.path), SETTINGS.postgres, scratch), open_lake(SETTINGS), self.now,
+        done = ingest(self.source, lambda scratch: read_source(self.source, Path(self.folder), SETTINGS.postgres, scratch), open_lake(SETTINGS), self.now,
                       s.quality, s.data.session_gap_minutes, s.path(s.data.scratch), s.data.memory_gb)
         self.refused, self.verdict, self.reasons = done.refused, done.verdict, done.reasons
         self.summary, self.days, self.snapshots, self.profile = done.summary, done.days, done.snapshots, described(done.profile)
@@ -43,11 +47,12 @@ class IngestFlow(FlowSpec):
         for part in card_parts(self): current.card.append(part)
         self.next(self.end)
 
+    @retry(times=0) # a batch that is refused stays refused
     @step
     def end(self):
         """Record the run, or fail with the reason."""
         if self.refused: raise BatchRefused(self.refused)
-        inputs, found = {"source": self.source, "path": self.path}, self.summary
+        inputs, found = {"source": self.source, "path": self.folder}, self.summary
         self.record = run_record(self.settings, self.git_sha, inputs, self.snapshots, self.now)
         for r in self.verdict.filter(~pl.col("passed")).iter_rows(named=True):
             print(f"warning: {r['table']}: {r['constraint']} = {r['value']:.4g} is over the limit {r['limit']:g}")

@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import polars as pl
 from base import HERE, PROJECT, SETTINGS, card_table, run_record
-from metaflow import FlowSpec, card, current, project, step
+from cluster import on_cluster
+from metaflow import FlowSpec, card, current, project, schedule, step, trigger_on_finish
 from metaflow.cards import Markdown
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
@@ -17,7 +18,10 @@ from reco.provenance import git_sha
 TABLES = "interactions", "catalog"
 
 
+@on_cluster
 @project(name=PROJECT)
+@schedule(cron=SETTINGS.schedule.materialize, daily=False, timezone="UTC")
+@trigger_on_finish(flow="IngestFlow") # after a promotion nothing is missing: a bundle brings its own rows until newer ones are there
 class MaterializeFlow(FlowSpec):
     """Bring the pasts of all shoppers and the newest features of the bundle's items online; a second run finds nothing to do."""
 
@@ -35,9 +39,9 @@ class MaterializeFlow(FlowSpec):
     def materialize(self):
         """Fill the pasts, then put the features of the published bundle's items and make them the active ones."""
         from reco.bundle import (  # brings LightGBM, which takes seconds that only this step needs
-            latest_bundle,
             load_bundle,
         )
+        from reco.bundle_store import bundles_root
         from reco.materialize import (
             forget_live,
             item_rows,
@@ -46,7 +50,8 @@ class MaterializeFlow(FlowSpec):
             materialized,
             version_of,
         )
-        lake, bundle = open_lake(SETTINGS), load_bundle(latest_bundle(SETTINGS.path(SETTINGS.bundles.root)))
+        from reco.published import served_at
+        lake, bundle = open_lake(SETTINGS), load_bundle(served_at(bundles_root(SETTINGS)))
         store = open_store(SETTINGS, timeout_s=30)
         wait_until_ready(store.client)
         self.bundle, self.version = bundle.id, version_of(bundle.id, self.snapshots, tuple(ITEM_FEATURES))

@@ -10,22 +10,29 @@ from datetime import UTC, datetime
 
 import polars as pl
 from base import HERE, PROJECT, SETTINGS, TABLES, card_table, run_record, tell_mlflow
-from metaflow import FlowSpec, Parameter, card, current, project, step
+from cluster import on_cluster
+from events import tell
+from metaflow import FlowSpec, Parameter, card, current, project, retry, schedule, step, trigger_on_finish
 from metaflow.cards import Markdown
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
-from reco.bundle import BundleError, current_name, named_bundle
+from reco.bundle import BundleError
+from reco.bundle_store import bundle_at, bundles_root
 from reco.challenger import challenger_name, keep_report, promote
 from reco.data.lake import LakeError, open_lake
 from reco.model_card import model_card
 from reco.provenance import git_sha
+from reco.published import champion_name
 from reco.tracking import log_training, mirror
 
 WHO = "flows/promote.py"
-ROOT = SETTINGS.path(SETTINGS.bundles.root)
+ROOT = bundles_root(SETTINGS)
 
 
+@on_cluster
 @project(name=PROJECT)
+@schedule(cron=SETTINGS.schedule.promote, daily=False, timezone="UTC")
+@trigger_on_finish(flow="TrainFlow")
 class PromoteFlow(FlowSpec):
     """Hold the challenger to the gates beside the champion, and publish it if it passes them all."""
 
@@ -35,10 +42,10 @@ class PromoteFlow(FlowSpec):
     @step
     def start(self):
         """Fix who is judged, against whom, by which limits, with which code."""
-        self.settings, self.git_sha, self.champion = SETTINGS.without_secrets(), git_sha(HERE), current_name(ROOT)
+        self.settings, self.git_sha, self.champion = SETTINGS.without_secrets(), git_sha(HERE), champion_name(ROOT)
         self.challenger = self.bundle or challenger_name(ROOT)
         if not self.challenger: sys.exit(f"no challenger in {ROOT}: run `python flows/train.py run` first, or name a bundle with --bundle")
-        try: named_bundle(ROOT, self.challenger)
+        try: bundle_at(ROOT, self.challenger)
         except BundleError as e: sys.exit(f"challenger: {e}")
         print(f"challenger {self.challenger}, champion {self.champion or 'none'}")
         self.next(self.judge)
@@ -60,27 +67,34 @@ class PromoteFlow(FlowSpec):
             for part in card_parts(self.report, self.challenger, self.champion): current.card.append(part)
         self.next(self.end)
 
+    @retry(times=0) # a verdict is not asked for again
     @step
     def end(self):
-        """Publish the challenger, or end with what speaks against it."""
+        """Publish the challenger, or end with what speaks against it; people are told either way."""
         from reco.evaluation.gates import failures
         if self.report is None: return print(f"nothing to do: {self.challenger} is served already")
-        if failed := failures(self.report): sys.exit("\n  ".join([f"{self.challenger} is not promoted; {self.champion or 'nothing'} goes on:", *failed]))
+        about = {"bundle": self.challenger, "champion": self.champion}
+        if failed := failures(self.report):
+            refused = f"{self.challenger} is not promoted; {self.champion or 'nothing'} goes on:"
+            tell("promotion_refused", " ".join([refused, "; ".join(failed)]), about | {"failed": len(failed)}, f"promotion_refused/{self.challenger}/{self.champion}")
+            sys.exit("\n  ".join([refused, *failed]))
         try: done = promote(ROOT/self.challenger, self.champion, WHO, why(self.report), current.origin_run_id or current.run_id)
         except BundleError as e: sys.exit(f"not promoted: {e}")
         tell_mlflow(lambda: mirror(SETTINGS))
+        tell("bundle_published", f"{self.challenger} is served now, {self.champion or 'nothing'} was before", about, f"bundle_published/{self.challenger}/{current.origin_run_id or current.run_id}")
         print(f"published {done.bundle_id}; before it was {done.before or 'none'}" if done else f"nothing to do: this run has published {self.challenger} before")
 
 
 def log_verdict(challenger: str, report: pl.DataFrame) -> None:
     """The gates on the challenger's run and in its model card, passed or not."""
-    manifest = json.loads((ROOT/challenger/"manifest.json").read_text())
-    log_training(SETTINGS, ROOT/challenger, model_card(manifest, report.to_dicts()), {"gates": report})
+    folder = bundle_at(ROOT, challenger)
+    manifest = json.loads((folder/"manifest.json").read_text())
+    log_training(SETTINGS, folder, model_card(manifest, report.to_dicts()), {"gates": report})
 
 
 def snapshots_of(challenger: str) -> dict[str, str]:
     """The states of the lake that a bundle was made from; empty when it does not say."""
-    try: return json.loads((ROOT/challenger/"manifest.json").read_text()).get("snapshots") or {}
+    try: return json.loads((bundle_at(ROOT, challenger)/"manifest.json").read_text()).get("snapshots") or {}
     except (OSError, ValueError, AttributeError): return {}
 
 

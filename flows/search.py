@@ -12,7 +12,8 @@ from base import HERE, PROJECT, SETTINGS, TABLES, card_table, read_shop, rule_bo
 # Workers share the cores; trees that wait for each other's threads cost more than they gain. Read when LightGBM is imported, hence here.
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1)//SETTINGS.search.workers)))
 
-from metaflow import FlowSpec, card, current, project, step  # noqa: E402
+from cluster import on_cluster  # noqa: E402
+from metaflow import FlowSpec, card, current, project, schedule, step  # noqa: E402
 from metaflow.cards import Image, Markdown  # noqa: E402
 from optuna import Study  # noqa: E402
 from optuna.trial import FrozenTrial  # noqa: E402
@@ -75,7 +76,9 @@ def told(key: str, stage: str) -> Callable[[FrozenTrial], None] | None:
     return write
 
 
+@on_cluster
 @project(name=PROJECT)
+@schedule(cron=SETTINGS.schedule.search, daily=False, timezone="UTC")
 class SearchFlow(FlowSpec):
     """Try settings on the validation cutoff, stage by stage, and propose the best."""
 

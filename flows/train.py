@@ -1,39 +1,60 @@
 """Lake → candidates → ranker → evaluation → challenger. `python flows/train.py run`; `settings.ini` has the knobs."""
 import json
 from dataclasses import asdict, replace
+from datetime import datetime
 
 import polars as pl
-from base import HERE, PROJECT, SETTINGS, TABLES, card_table, read_shop, rule_book, run_record, tell_mlflow
-from metaflow import FlowSpec, card, current, project, step
+from base import (
+    AT_ONCE,
+    HERE,
+    PROJECT,
+    SETTINGS,
+    TABLES,
+    card_table,
+    read_shop,
+    rule_book,
+    run_record,
+    scratch,
+    tell_mlflow,
+)
+from cluster import on_cluster
+from metaflow import FlowSpec, card, current, namespaced_event_name, project, schedule, step, trigger
 from metaflow.cards import Image, Markdown, VegaChart
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
-from reco.bundle import make_bundle, save_bundle
+from reco.bundle import make_bundle, with_free_rows
+from reco.bundle_store import bundles_root, save_in
 from reco.challenger import set_challenger
 from reco.data.histories import epoch_ms
 from reco.data.lake import open_lake
+from reco.data.split import Cutoffs
 from reco.evaluation.backtest import backtest
 from reco.evaluation.strengths import choose_strengths
 from reco.model_card import column_facts, data_facts, model_card, variety_facts
-from reco.moment import make_sources
+from reco.moment import fit_moment, make_sources
 from reco.plots import frontier_figure, ndcg_figure
 from reco.provenance import git_sha, versions
 from reco.ranking.alarms import leak_report, stop_on_leaks
+from reco.ranking.examples import joined
 from reco.ranking.shapley import dependence_figure, importance, importance_figure, shapley
-from reco.ranking.training import cutoffs_of, fit_rankers, training_examples
+from reco.ranking.training import cutoffs_of, examples_at, fit_surface
 from reco.reranking.rulebook import SURFACES
 from reco.tracking import log_training, mirror
 
+DECIDED = "settings", "git_sha", "book", "snapshots", "cutoffs", "asof", "run_name"  # at the start, for all steps
 LIBRARIES = "implicit", "lightgbm", "numba", "numpy", "polars", "scipy"
 
 
+@on_cluster
 @project(name=PROJECT)
+@schedule(cron=SETTINGS.schedule.train, daily=False, timezone="UTC")
+@trigger(event=namespaced_event_name("retrain_asked")) # Argo takes one kind of trigger: not the end of an ingestion, of which most give no reason to train
 class TrainFlow(FlowSpec):
     """Learn from past cutoffs, judge on the hold-out, and make a bundle that knows everything up to now: the challenger."""
 
     @step
     def start(self):
-        """Fix what the run depends on: settings, code, data snapshots, cutoffs."""
+        """Fix what the run depends on: settings, code, data snapshots, cutoffs; and lay the shop out for the steps that follow."""
         self.settings, self.git_sha = SETTINGS.without_secrets(), git_sha(HERE)
         make_sources(SETTINGS)  # a misspelt source stops here, not after the first fit
         self.book = rule_book()  # and so does a bad rules file
@@ -44,29 +65,54 @@ class TrainFlow(FlowSpec):
         print(f"{len(shop.log):,} events of {len(shop.users):,} shoppers and {len(shop.items):,} items, {self.snapshots}")
         print(f"cutoffs: train {[f'{c:%Y-%m-%d}' for c in self.cutoffs.train]}, "
               f"validation {self.cutoffs.validation:%Y-%m-%d}, hold-out {self.cutoffs.holdout:%Y-%m-%d} to {self.asof:%Y-%m-%d}")
-        self.next(self.train)
+        self.run_name = f"{current.flow_name}-{current.run_id}"
+        scratch(self.run_name).put("shop", shop)
+        names = list(moments_of(self.cutoffs, self.asof))
+        self.branches = [names[i::AT_ONCE] for i in range(min(AT_ONCE, len(names)))]
+        self.next(self.fit, foreach="branches")
 
     @step
-    def train(self):
-        """Fit sources at every cutoff, the rankers on what they proposed, and choose how much variety is worth."""
-        shop = read_shop(self.snapshots)
-        examples = training_examples(shop, self.cutoffs, self.settings, SURFACES)
-        self.alarms = leak_report(shop, self.cutoffs.validation, *examples["for_you"], self.settings)
-        for alarm in self.alarms.iter_rows(named=True): print("leak alarm {name}: {value:.4g}, limit {limit:.4g}".format(**alarm))
-        stop_on_leaks(self.alarms)
-        self.rankers, self.choices = fit_rankers(examples, self.settings)
-        for surface, choice in self.choices.items(): print(f"{surface}: {len(examples[surface][0].sizes):,} training lists, {choice}")
-        for surface, ranker in self.rankers.items(): print(f"{surface}: {ranker.booster.num_trees()} trees on {len(ranker.features)} features")
-        self.strengths, self.frontier = choose_strengths(shop, self.cutoffs, self.rankers["for_you"], self.settings, self.book)
+    def fit(self):
+        """Fit all sources as of some moments, one after the other; where labels follow a moment, make the lists that the rankers learn from."""
+        kept, moments = scratch(self.run_name), moments_of(self.cutoffs, self.asof)
+        shop = kept.get("shop")
+        for name in self.input:
+            known = with_free_rows(shop, self.settings.bundles.new_items) if name == "now" else shop
+            moment = fit_moment(known, epoch_ms(moments[name]), self.settings)
+            if name in ("now", "holdout", "validation"): kept.put(name, moment)
+            if name in ("now", "holdout"): continue
+            for surface, examples in examples_at(shop, at := moments[name], self.cutoffs.label_end(at), self.settings, SURFACES, moment).items():
+                kept.put(f"{surface}-{name}", examples)
+                print(f"{name}, {at:%Y-%m-%d}, {surface}: {len(examples.sizes):,} lists of {len(examples.label):,} rows")
+        self.next(self.rank)
+
+    @step
+    def rank(self, inputs):
+        """Look for leaks, fit the surfaces' rankers where they are ahead of the sources' own order, and choose how much variety is worth."""
+        for name in DECIDED: setattr(self, name, getattr(inputs[0], name))
+        kept, train = scratch(self.run_name), [f"train-{i}" for i in range(len(self.cutoffs.train))]
+        shop, fitted = kept.get("shop"), {}
+        for surface in SURFACES:
+            learnt, validation = joined([kept.get(f"{surface}-{name}") for name in train]), kept.get(f"{surface}-validation")
+            if surface == "for_you":
+                self.alarms = leak_report(shop, self.cutoffs.validation, learnt, validation, self.settings)
+                for alarm in self.alarms.iter_rows(named=True): print("leak alarm {name}: {value:.4g}, limit {limit:.4g}".format(**alarm))
+                stop_on_leaks(self.alarms)
+            ranker, choice = fitted[surface] = fit_surface(surface, learnt, validation, self.settings)
+            print(f"{surface}: {len(learnt.sizes):,} training lists, {choice}")
+            if ranker: print(f"{surface}: {ranker.booster.num_trees()} trees on {len(ranker.features)} features")
+        self.rankers, self.choices = {s: r for s, (r, _) in fitted.items() if r}, {s: c for s, (_, c) in fitted.items()}
+        self.shapley = shapley(self.rankers["for_you"], kept.get("for_you-validation").rows, seed=self.settings.project.seed)
+        self.strengths, self.frontier = choose_strengths(shop, self.cutoffs, self.rankers["for_you"], self.settings, self.book, kept.get("validation"))
         print(f"re-ranking: {self.strengths}")
-        self.shapley = shapley(self.rankers["for_you"], examples["for_you"][1].rows, seed=self.settings.project.seed)
         self.next(self.evaluate)
 
     @step
     def evaluate(self):
         """Judge the pipeline and every single source on the hold-out."""
-        self.table = backtest(read_shop(self.snapshots), self.cutoffs, self.rankers["for_you"], self.settings,
-                              book=self.book, strengths=self.strengths)
+        kept = scratch(self.run_name)
+        self.table = backtest(kept.get("shop"), self.cutoffs, self.rankers["for_you"], self.settings, book=self.book, strengths=self.strengths,
+                              moment=kept.get("holdout"))
         with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, float_precision=4, tbl_hide_dataframe_shape=True,
                        tbl_hide_column_data_types=True): print(self.table)
         self.next(self.end)
@@ -74,18 +120,20 @@ class TrainFlow(FlowSpec):
     @card(type="blank")
     @step
     def end(self):
-        """Refit the sources on everything, save the bundle as challenger and show the evaluation."""
-        shop = read_shop(self.snapshots)
+        """Put the sources that know everything and the rankers into a bundle, the challenger, and show the evaluation."""
+        kept = scratch(self.run_name)
+        shop = kept.get("shop")
         self.record = run_record(self.settings, self.git_sha, {"lake": self.settings.lake.root}, self.snapshots, self.asof)
         about = self.record | {"versions": versions(LIBRARIES), "metrics": self.table.to_dicts(), "alarms": self.alarms.to_dicts(),
                                "cutoffs": {k: [str(x) for x in v] if isinstance(v, tuple) else str(v) for k, v in vars(self.cutoffs).items()},
                                "data": data_facts(shop), "strengths": asdict(self.strengths), "variety": variety_facts(self.frontier, self.strengths)}
-        bundle = make_bundle(shop, epoch_ms(self.asof), self.rankers, self.settings, about, self.book, self.strengths, self.choices)
+        bundle = make_bundle(shop, epoch_ms(self.asof), self.rankers, self.settings, about, self.book, self.strengths, self.choices,
+                             kept.get("now"))
         if unknown := bundle.reranker.compiled.unknown: print(f"rules name what the catalogue does not have: {', '.join(unknown)}")
         columns = importance(self.shapley, bundle.moment.features)
         bundle = replace(bundle, manifest=bundle.manifest | {"importance": column_facts(columns)})
-        folder = save_bundle(bundle, SETTINGS.path(SETTINGS.bundles.root))
-        set_challenger(folder)
+        folder = save_in(bundle, root := bundles_root(SETTINGS))
+        set_challenger(root/folder.name)
         self.bundle, self.model_card = folder.name, model_card(json.loads((folder/"manifest.json").read_text()))
         figures = figures_of(self, columns)
         tables = {"metrics": self.table, "frontier": self.frontier, "alarms": self.alarms, "importance": columns}
@@ -93,7 +141,13 @@ class TrainFlow(FlowSpec):
         for part in card_parts(self.table, bundle.ranker, bundle.moment.features, self.bundle, self.snapshots): current.card.append(part)
         for part in (Markdown("## What variety costs, on validation"), card_table(self.frontier), Markdown("## Leak alarms"),
                      card_table(self.alarms), *(Image.from_matplotlib(figures[n]) for n in ("importance", "dependence"))): current.card.append(part)
+        kept.remove()
         print(f"challenger {self.bundle}: `python flows/promote.py run` holds it to the gates and publishes it")
+
+
+def moments_of(cutoffs: Cutoffs, asof: datetime) -> dict[str, datetime]:
+    """Every moment at which the sources are fitted, by its name in the run; most events first."""
+    return {"now": asof, "holdout": cutoffs.holdout, "validation": cutoffs.validation} | {f"train-{i}": c for i, c in reversed([*enumerate(cutoffs.train)])}
 
 
 def figures_of(flow: TrainFlow, columns: pl.DataFrame) -> dict:

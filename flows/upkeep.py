@@ -1,19 +1,26 @@
 """Keep the lake small and fast, and the bundles few: `python flows/upkeep.py run`. `[lake]` and `[bundles]` say what is kept; can be run again at any time."""
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 from base import HERE, PROJECT, SETTINGS, card_table, run_record
-from metaflow import FlowSpec, card, current, project, step
+from cluster import on_cluster
+from metaflow import FlowSpec, card, current, project, schedule, step
 from metaflow.cards import Markdown
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
+from reco.bundle_store import bundles_root
 from reco.data.lake import open_lake
+from reco.data.scratch import remove_left
 from reco.data.upkeep import upkeep
 from reco.provenance import git_sha
 from reco.retention import remove_old
 
+RESUME_DAYS = 7 # a run that failed can be resumed for so long
 
+
+@on_cluster
 @project(name=PROJECT)
+@schedule(cron=SETTINGS.schedule.upkeep, daily=False, timezone="UTC")
 class UpkeepFlow(FlowSpec):
     """Drop what is too old, put small files together, remove what no snapshot needs; beside writers and readers."""
 
@@ -26,11 +33,12 @@ class UpkeepFlow(FlowSpec):
 
     @step
     def upkeep(self):
-        """Every table, one after the other, then the bundles."""
+        """Every table, one after the other, then the bundles, and what runs left behind that nobody resumed."""
         lake = open_lake(SETTINGS)
         self.done = upkeep(lake, SETTINGS.lake, self.now)
         self.snapshots = {table: lake.snapshot(table) for table in self.done["table"]}
-        self.bundles = remove_old(SETTINGS.path(SETTINGS.bundles.root), SETTINGS.bundles.keep)
+        self.bundles = remove_old(bundles_root(SETTINGS), SETTINGS.bundles.keep)
+        self.left = remove_left(SETTINGS.lake_root, SETTINGS.lake, self.now - timedelta(days=RESUME_DAYS))
         self.next(self.end)
 
     @card(type="blank")
@@ -41,7 +49,8 @@ class UpkeepFlow(FlowSpec):
         for part in card_parts(self.done, self.snapshots, self.bundles): current.card.append(part)
         sums = self.done.select(pl.exclude("table").sum()).row(0, named=True)
         print(f"{sums['files_before']:,} files became {sums['files_after']:,}, {sums['bytes_before']/1e6:,.1f} MB became "
-              f"{sums['bytes_after']/1e6:,.1f} MB, {sums['rows_removed']:,} rows were too old; bundles removed: {', '.join(self.bundles) or 'none'}")
+              f"{sums['bytes_after']/1e6:,.1f} MB, {sums['rows_removed']:,} rows were too old")
+        print(f"bundles removed: {', '.join(self.bundles) or 'none'}; what runs had left behind: {', '.join(self.left) or 'nothing'}")
 
 
 def card_parts(done: pl.DataFrame, snapshots: dict[str, str], bundles: list[str]) -> list:

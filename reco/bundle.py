@@ -107,11 +107,12 @@ def make_bundle(
     book:RuleBook|None=None,       # bans, pins, boosts, campaigns
     strengths:Strengths|None=None, # of variety and fairness, chosen on validation
     choices:dict[str, Choice]|None=None, # surface → what was found on validation: the sources' order, and how far a ranker is ahead
+    moment:Moment|None=None,       # of the shop `with_free_rows`, at `asof`; fitted here when not given
 )->ModelBundle:
     "Fit the sources as of a moment and put the rankers beside them; raises `BundleError` for a ranker of other features."
     shown, names = catalog_asof(shop.catalog, shop.items, asof).select(ITEM_COLUMNS), len(shop.items)
     shop = with_free_rows(shop, settings.bundles.new_items)
-    moment = fit_moment(shop, asof, settings)
+    moment = moment or fit_moment(shop, asof, settings)
     features = features_of(moment.sources, moment.quotas)
     for surface, ranker in rankers.items():
         if tuple(features[surface]) == ranker.features: continue

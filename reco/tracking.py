@@ -25,9 +25,10 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
-from .bundle import BundleError, current_name, named_bundle
+from .bundle import BundleError
+from .bundle_store import Root, bundle_at, bundles_root
 from .challenger import challenger_name
-from .published import history
+from .published import champion_name, history
 from .settings import Settings
 
 if TYPE_CHECKING: # importing them takes seconds, which only those who log have to wait
@@ -315,10 +316,10 @@ def register(
 
 # %% ../nbs/80_tracking.ipynb #cafaf2df
 def wanted_aliases(
-    root:Path,          # folder of the bundles
+    root:Root,
 )->dict[str, str]:      # alias → name of a bundle, empty for none
     "What the folder says."
-    champion, challenger = current_name(root), challenger_name(root)
+    champion, challenger = champion_name(root), challenger_name(root)
     return {"champion": champion, "challenger": "" if challenger == champion else challenger}
 
 def begun(
@@ -329,7 +330,7 @@ def begun(
 
 # %% ../nbs/80_tracking.ipynb #e8c124f0
 def last_word(
-    root:Path,  # folder of the bundles
+    root:Root,
 )->dict[str, str]: # tags; none when nothing was published
     "Who published what is served, when, and why."
     lines = history(root)
@@ -344,7 +345,7 @@ def mirror(
 )->dict[str, str]:        # alias → bundle to which it was moved, empty where it was removed; what stood right is not there
     "Move the aliases to what the bundles' folder says; raises `TrackingError`, or `BundleError` when a bundle named there is gone."
     if t is None and not begun(settings): return {}
-    root, t = settings.path(settings.bundles.root), t or connect(settings)
+    root, t = bundles_root(settings), t or connect(settings)
     wanted, moved = wanted_aliases(root), {}
     with asked(t.where):
         known = t.client.search_registered_models(f"name = '{t.name}'")
@@ -353,7 +354,7 @@ def mirror(
         version = None
         if name:
             with asked(t.where): version = version_of(t, name)
-            version = version or log_training(settings, named_bundle(root, name), t=t)[1]
+            version = version or log_training(settings, bundle_at(root, name), t=t)[1]
         if now.get(alias) == version: continue
         with asked(t.where): move(t, alias, version, last_word(root) if alias == "champion" else {})
         moved[alias] = name

@@ -13,5 +13,5 @@ def run_flow(folder: Path, flow: str, *args: str) -> subprocess.CompletedProcess
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RECO_", "METAFLOW_"))}
     env = kept | {"RECO_SETTINGS": str(folder / "settings.ini"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, f"flows/{flow}.py", *(args or ("run",))]
-    return subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+    return subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=540,
                           check=False)

@@ -231,7 +231,7 @@ def test_the_flows_work_on_s3_and_keep_no_key(lake, endpoint, tmp_path):
     """A shop goes in, a model comes out, and the keys are in no artifact, card or log of the runs."""
     (tmp_path / "settings.ini").write_text(
         f"[lake]\nroot = {lake.root}\nendpoint = {endpoint}\naccess_key = {KEY}\nsecret_key = {SECRET}\n[data]\npath = raw\n"
-        "[train]\nmax_requests = 100\ncutoffs = 2\n[als]\niterations = 2\n")
+        "[train]\nmax_requests = 100\ncutoffs = 2\n[als]\niterations = 2\n[ranking]\ntrees = 10\n")
     write_shop(simulate(users=300, items=100, events=6_000, days=60, end=datetime(2026, 5, 1, tzinfo=UTC), seed=3), tmp_path / "raw")
     root = tmp_path / "data" / "bundles"
     for flow in ("ingest", "train", "materialize"):

@@ -10,6 +10,7 @@ from flow_runs import run_flow
 from judging import made, said
 from test_train import fill_lake
 
+from reco.alerts import events
 from reco.bundle import BundleError, UnknownBundle, current_name
 from reco.challenger import challenger_name, kept_report, promote, set_challenger
 from reco.published import HISTORY, history, publish, rollback
@@ -45,6 +46,8 @@ def test_a_good_challenger_is_published_once_and_a_damaged_one_never(trained, tm
     assert refused.returncode == 1 and f"{damaged} is not promoted; {first} goes on:" in refused.stdout, refused.stdout
     assert f"can be judged: none, limit none: {damaged}: wrong checksum: ['known.npy']" in refused.stdout
     assert not kept_report(root, damaged)["passed"] and current_name(root) == first and len(history(root)) == 3
+    assert [(e["what"], e["key"]) for e in events(root)] == [("bundle_published", f"bundle_published/{first}/{report['run']}"),
+                                                             ("promotion_refused", f"promotion_refused/{damaged}/{first}")]
 
 
 # ---- the challenger and its publication ----------------------------------------------------------------------------

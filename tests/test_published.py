@@ -178,7 +178,7 @@ def test_a_disk_that_is_away_for_a_while_is_told_once_and_does_not_end_it(three,
     made.reconfigure({"bundle": str(root)})
     with monkeypatch.context() as away:
         def gone(root): raise OSError("stale file handle")
-        away.setattr(following, "current_name", gone)
+        away.setattr(following, "champion_name", gone)
         publish(root / three[1][0])
         time.sleep(0.3)
         assert made.bundle_id == three[1][1]

@@ -32,6 +32,7 @@ def test_the_flow_saves_what_it_evaluated(trained, tmp_path):
     root = tmp_path / "data" / "bundles"
     bundle = load_bundle(named_bundle(root, challenger_name(root)))
     assert not (root / "current").exists()  # the gates publish
+    assert not list((tmp_path / "data" / "lake" / ".runs").glob("*"))  # what the steps handed on is gone
     about = bundle.manifest
     assert about["snapshots"] == {t: lake.snapshot(t) for t in ("interactions", "catalog")}
     assert about["settings"]["ranking"]["trees"] == 10 and about["seed"] == 7 and about["git_sha"]
@@ -68,4 +69,4 @@ def test_a_bad_source_is_named(sources, says):
 def test_the_flow_describes_itself(tmp_path):
     (tmp_path / "settings.ini").write_text("")
     done = run_flow(tmp_path, "train", "show")
-    assert done.returncode == 0 and "Fit sources at every cutoff" in done.stdout
+    assert done.returncode == 0 and "Fit all sources as of some moments" in done.stdout

@@ -112,9 +112,10 @@ def backtest(
     grade:int=3,       # 3 counts purchases, 1 everything touched
     book:RuleBook|None=None,       # bans, pins, boosts, campaigns
     strengths:Strengths|None=None, # of variety and fairness
+    moment:Moment|None=None,       # fitted at the hold-out's start; fitted here when not given
 )->pl.DataFrame:       # slice, then the columns of `score_table`
     "Judge pipeline and sources at the hold-out; raises `ValueError` when nothing relevant happened there."
-    asked, moment = judged_requests(shop, cutoffs, settings, grade), fit_moment(shop, epoch_ms(cutoffs.holdout), settings)
+    asked, moment = judged_requests(shop, cutoffs, settings, grade), moment or fit_moment(shop, epoch_ms(cutoffs.holdout), settings)
     user, asof = who_and_when(asked)
     truth = relevant(outcomes(shop.log, user, asof, epoch_ms(cutoffs.label_end(cutoffs.holdout))), grade)
     h = histories(shop.log, user, asof, settings.train.max_history, moment.known)

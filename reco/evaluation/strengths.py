@@ -17,7 +17,7 @@ from ..data.shop import ShopData
 from ..data.split import Cutoffs, requests_at, thin, who_and_when
 from .frontier import Judged, choose_point, frontier
 from .metrics import relevant
-from ..moment import fit_moment, ranker_rows
+from ..moment import Moment, fit_moment, ranker_rows
 from ..ranking.examples import outcomes
 from ..ranking.lambdamart import Ranker
 from ..reranking.kept import keep_at, item_vectors
@@ -40,10 +40,11 @@ def judged_at_validation(
     settings:Settings,
     book:RuleBook|None=None, # bans, pins, boosts, campaigns
     at_most:int=1_000,       # requests: fifty points are tried on each
+    moment:Moment|None=None, # fitted at the validation cutoff; fitted here when not given
 )->tuple[Judged, Callable[[Strengths], Reranker]]:
     "The validation requests with their candidates scored, and how to make a re-ranker for them."
     until, t, seed = cutoffs.label_end(cutoffs.validation), settings.train, settings.project.seed
-    moment = fit_moment(shop, epoch_ms(cutoffs.validation), settings)
+    moment = moment or fit_moment(shop, epoch_ms(cutoffs.validation), settings)
     asked = requests_at(shop.events, cutoffs.validation, until, seed)
     for grade in (3, 1): # purchases where there are enough of them
         truth = relevant(outcomes(shop.log, *who_and_when(asked), epoch_ms(until)), grade)
@@ -63,11 +64,12 @@ def choose_strengths(
     ranker:Ranker,
     settings:Settings,
     book:RuleBook|None=None, # bans, pins, boosts, campaigns
+    moment:Moment|None=None, # fitted at the validation cutoff; fitted here when not given
 )->tuple[Strengths, pl.DataFrame]: # what was chosen, and the frontier; no frontier when nothing was left to choose
     "Walk the frontier on the validation cutoff; neither variety nor fairness where its lists hold nothing relevant."
     fixed = fixed_strengths(settings.rerank)
     if len(fixed) == len(fields(Strengths)): return Strengths(**fixed), pl.DataFrame()
-    on, make = judged_at_validation(shop, cutoffs, ranker, settings, book)
+    on, make = judged_at_validation(shop, cutoffs, ranker, settings, book, moment=moment)
     try: table = frontier(on, make, fixed, settings.rerank.max_loss)
     except ValueError: return Strengths(**fixed), pl.DataFrame()
     return choose_point(table, settings.rerank.max_loss), table

@@ -1,0 +1,116 @@
+"""A model's whole life on one S3, by settings alone: ingest, train, promote, serve, take back. And a run that is resumed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from flow_runs import ROOT, run_flow
+from s3 import KEY, SECRET, make_bucket, moto
+from starlette.testclient import TestClient
+
+from app.contract import create_app
+from app.serve import Replica
+from reco.bundle_store import bundles_in, bundles_root, put
+from reco.challenger import challenger_name
+from reco.data.simulator import simulate, write_shop
+from reco.published import champion_name, publish
+from reco.settings import load_settings
+
+SETTINGS = """
+[lake]
+root = s3://shop/lake
+endpoint = {endpoint}
+access_key = {key}
+secret_key = {secret}
+[bundles]
+root = s3://models/bundles
+[runs]
+datastore = s3://shop/metaflow
+[tracking]
+artifacts = s3://shop/mlflow
+[data]
+path = raw
+[train]
+max_requests = 100
+cutoffs = 2
+[ranking]
+trees = 10
+[als]
+iterations = 2
+[rerank]
+diversity = 0
+tail = 0
+new = 0
+keep_first = 0
+[gates]
+requests = 10
+buyers = 10
+min_shoppers = 5
+p50_ms = 5000
+p99_ms = 20000
+try_seconds = 200
+over_popularity = 0
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_model_lives_on_s3(tmp_path, monkeypatch):
+    pytest.importorskip("boto3", reason="needs boto3: the train extra")
+    for name in [n for n in os.environ if n.startswith(("AWS_", "METAFLOW_", "MLFLOW_", "RECO_"))]: monkeypatch.delenv(name)
+    with moto() as endpoint:
+        s3 = make_bucket(endpoint, "shop") # and nobody has made the bucket of the models
+        (tmp_path / "settings.ini").write_text(SETTINGS.format(endpoint=endpoint, key=KEY, secret=SECRET))
+        write_shop(simulate(users=300, items=100, events=6_000, days=60, end=datetime(2026, 5, 1, tzinfo=UTC), seed=3), tmp_path / "raw")
+        done = run_flow(tmp_path, "ingest")
+        assert done.returncode == 0, done.stdout
+
+        failed = run_flow(tmp_path, "train")
+        assert failed.returncode != 0 and "there is no such bucket" in failed.stdout and SECRET not in failed.stdout, failed.stdout
+        make_bucket(endpoint, "models")
+        resumed = run_flow(tmp_path, "train", "resume")
+        assert resumed.returncode == 0, resumed.stdout
+        again = {line.rpartition("[")[2].split("/")[1] for line in resumed.stdout.splitlines() if "Task is starting" in line and "/" in line.rpartition("[")[2]}
+        assert again == {"end"}, resumed.stdout # the others were taken from the run that failed
+
+        settings = load_settings(tmp_path / "settings.ini")
+        root = bundles_root(settings)
+        first = challenger_name(root)
+        assert bundles_in(root) == [first] and champion_name(root) == ""
+        promoted = run_flow(tmp_path, "promote")
+        assert first in promoted.stdout and "Traceback" not in promoted.stdout, promoted.stdout
+        if promoted.returncode: publish(root / first, "somebody") # so small a shop may fail a gate: they have tests of their own
+        assert champion_name(root) == first
+
+        keys = {o["Key"].split("/")[0] for page in s3.get_paginator("list_objects_v2").paginate(Bucket="shop") for o in page["Contents"]}
+        assert keys == {"lake", "metaflow", "mlflow"}
+        assert not (tmp_path / "data" / "bundles").exists() and not (tmp_path / "data" / "lake").exists()
+
+        monkeypatch.setenv("RECO_SETTINGS", str(tmp_path / "settings.ini"))
+        made = Replica()
+        made.reconfigure({"bundle": ""})
+        try:
+            http = TestClient(create_app(made))
+            ask = lambda: http.get("/recommendations/v1/somebody?k=5").headers["x-bundle-id"]
+            assert ask() == first
+            second = twin(root, first)
+            publish(root / second, "ann", "a copy")
+            made.following.look()
+            assert made.following.name == second
+            back = subprocess.run([sys.executable, "-m", "app.bundle", "rollback", "--why", "worse"], cwd=ROOT, env=os.environ, capture_output=True, text=True)
+            assert back.returncode == 0 and f"published {first}; before it was {second}" in back.stdout, back.stderr
+            made.following.look()
+            assert made.following.name == first and ask() == first and "refused" not in http.get("/ready").json()
+        finally:
+            made.following.end()
+            made.store.close()
+
+
+def twin(root, name: str) -> str:
+    """The name of another bundle that answers alike."""
+    folder = shutil.copytree(root.cache / name, root.cache / f"{name[:-1]}x")
+    put(root, Path(folder))
+    return Path(folder).name
