@@ -1,0 +1,104 @@
+"""The serve log: every list reaches the bus once, in order, whatever the bus does, and what is lost is counted."""
+
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reco.data.served import SERVED, ServeLog, exposures_frame
+from reco.data.stream import BusError
+from reco.schemas import EXPOSURES, conform
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+ITEM = st.fixed_dictionaries({"item_id": TEXT, "score": st.floats(0, 1, width=32), "source": TEXT, "propensity": st.floats(2**-20, 1, width=32)})
+LIST = st.fixed_dictionaries({"request_id": TEXT, "ts": st.integers(0, 4_000_000_000_000), "user_id": st.none() | TEXT, "surface": TEXT, "bundle": TEXT,
+                              "variant": st.none() | TEXT, "fallback": st.booleans(), "latency_ms": st.floats(0, 1e4, width=32), "items": st.lists(ITEM, max_size=4)})
+
+
+def a_list(name: str, items: int = 2) -> dict:
+    return {"request_id": name, "ts": 1_777_600_000_000, "user_id": "ann", "surface": "for_you", "bundle": "b", "variant": None, "fallback": False,
+            "latency_ms": 2.5, "items": [{"item_id": f"i{n}", "score": 0.5, "source": "als", "propensity": 1.0} for n in range(items)]}
+
+
+class Bus:
+    """Takes records while `up`."""
+
+    def __init__(self) -> None: self.up, self.taken, self.blocked = True, [], threading.Event()
+
+    def send(self, records: list) -> None:
+        if not self.up: raise BusError("the bus does not answer")
+        self.taken += [SERVED.decode(r.data)["request_id"] for r in records]
+
+    def flush(self) -> None: pass
+
+    def close(self) -> None: pass
+
+
+def until(what, seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while not what() and time.monotonic() < end: time.sleep(0.01)
+    return what()
+
+
+@given(st.lists(LIST, max_size=4))
+def test_lists_come_back_as_rows(lists):
+    table = exposures_frame([SERVED.decode(SERVED.encode(x)) for x in lists])
+    assert conform(table, EXPOSURES).equals(table)
+    rows = [(x["request_id"], n + 1, i["item_id"], i["propensity"], x["user_id"], x["ts"]) for x in lists for n, i in enumerate(x["items"])]
+    assert table.select("request_id", "rank", "item_id", "propensity", "user_id").rows() == [r[:5] for r in rows]
+    assert table["ts"].dt.epoch("ms").to_list() == [r[5] for r in rows]
+
+
+def test_what_is_noted_is_on_the_bus_soon_and_in_order():
+    bus = Bus()
+    log = ServeLog(bus)
+    for n in range(500): log.note(a_list(str(n)))
+    assert until(lambda: len(bus.taken) == 500) and bus.taken == [str(n) for n in range(500)]
+    log.close()
+
+
+def test_a_bus_that_is_away_for_a_while_loses_nothing():
+    bus, lost = Bus(), []
+    log = ServeLog(bus, lost.append)
+    bus.up = False
+    for n in range(120): log.note(a_list(str(n)))
+    with pytest.raises(BusError): log.flush()
+    log.note(a_list("120"))
+    bus.up = True
+    assert until(lambda: len(bus.taken) == 121) and bus.taken == [str(n) for n in range(121)] and not lost
+    log.close()
+
+
+def test_what_does_not_fit_or_cannot_be_sent_at_the_end_is_counted():
+    bus, lost = Bus(), []
+    bus.up = False
+    log = ServeLog(bus, lost.append, most=10)
+    for n in range(15): log.note(a_list(str(n)))
+    log.close()
+    assert sum(lost) == 15 and not bus.taken
+
+
+def test_one_that_cannot_be_written_down_does_not_hold_up_the_others():
+    bus, lost = Bus(), []
+    log = ServeLog(bus, lost.append)
+    log.note(a_list("a"))
+    log.note(a_list("b") | {"latency_ms": "soon"})
+    log.note({"no": "list"})
+    log.note(a_list("c"))
+    log.close()
+    assert bus.taken == ["a", "c"] and sum(lost) == 2
+
+
+def test_many_threads_note_at_once():
+    bus = Bus()
+    log = ServeLog(bus)
+    def work(t: int) -> None:
+        for n in range(200): log.note(a_list(f"{t}-{n}"))
+    threads = [threading.Thread(target=work, args=(t,)) for t in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    log.close()
+    assert sorted(bus.taken) == sorted(f"{t}-{n}" for t in range(4) for n in range(200))
+    for t in range(4): assert [x for x in bus.taken if x.startswith(f"{t}-")] == [f"{t}-{n}" for n in range(200)]
