@@ -37,7 +37,6 @@ def make(folder: Path, events: int) -> int:
 def ingest_into(raw: Path, out: Path) -> None:
     """What `flows/ingest.py` does with `source = files`."""
     from reco.data.ingestion import ingest
-
     from reco.data.lake import Lake
     from reco.data.sources import read_source
     from reco.settings import Settings

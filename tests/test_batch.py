@@ -37,7 +37,7 @@ from reco.batch import (
     score_users,
 )
 from reco.batch_store import fill_lists, forget_lists, lists_in, put_lists, read_list
-from reco.bundle import ModelBundle, load_bundle, make_bundle, save_bundle
+from reco.bundle import ModelBundle, latest_bundle, load_bundle, make_bundle, save_bundle
 from reco.data.histories import epoch_ms
 from reco.data.lake import Lake
 from reco.data.simulator import Shop
@@ -172,7 +172,7 @@ def test_every_shopper_is_in_one_part(few, lake, bundle):
 
 
 def test_what_died_in_between_is_made_again_and_nothing_twice(root, bundle_root, bundle, lake, tmp_path, monkeypatch):
-    settings, folder = Settings(root=tmp_path), next(bundle_root.glob("2*"))
+    settings, folder = Settings(root=tmp_path), latest_bundle(bundle_root)
     batch, whole = planned(lake, bundle), score_users(bundle, pl.concat(
         reco.batch.events_of(lake, planned(lake, bundle), p) for p in range(4)), bundle.moment.asof, 5)
     score = open_scorer(settings, folder, batch, None)
@@ -201,7 +201,7 @@ def test_another_bundle_snapshot_or_length_is_another_run(few, lake, bundle, old
 
 
 def test_older_runs_go_and_one_that_is_under_way_stays(lake, bundle, tmp_path, bundle_root):
-    settings, folder = Settings(root=tmp_path), next(bundle_root.glob("2*"))
+    settings, folder = Settings(root=tmp_path), latest_bundle(bundle_root)
     batches = [planned(lake, bundle, k, 300) for k in (1, 2, 3)]
     unfinished = planned(lake, bundle, 4)
     for b in batches[:2]: open_scorer(settings, folder, b, None)(0)
@@ -217,7 +217,7 @@ def test_older_runs_go_and_one_that_is_under_way_stays(lake, bundle, tmp_path, b
 
 
 def test_a_run_that_is_being_removed_is_not_read_and_can_be_made_again(lake, bundle, tmp_path, bundle_root, monkeypatch):
-    settings, folder = Settings(root=tmp_path), next(bundle_root.glob("2*"))
+    settings, folder = Settings(root=tmp_path), latest_bundle(bundle_root)
     old, new = planned(lake, bundle, 1, 300), planned(lake, bundle, 2, 300)
     for b in (old, new): open_scorer(settings, folder, b, None)(0)
     real = reco.batch.remove
@@ -232,7 +232,7 @@ def test_a_run_that_is_being_removed_is_not_read_and_can_be_made_again(lake, bun
 
 def test_who_is_erased_has_no_lists(lake, bundle, tmp_path, bundle_root):
     batch = planned(lake, bundle, 2, 300)
-    score = open_scorer(Settings(root=tmp_path), next(bundle_root.glob("2*")), batch, None)
+    score = open_scorer(Settings(root=tmp_path), latest_bundle(bundle_root), batch, None)
     score(0)
     users = read_lists(lake).collect()["user_id"].unique().sort()
     erased = dict(erase(lake, [users[0]], datetime.now(UTC)).rows())
@@ -246,7 +246,7 @@ def test_what_cannot_be_is_said(lake, bundle, tmp_path, bundle_root):
     with pytest.raises(BatchError, match="no run abc"): read_lists(lake, "abc")
     with pytest.raises(LakeError, match="no snapshot '9-x'"): plan(lake, snapshots_of(lake) | {"interactions": "9-x"}, bundle, 5, 400)
     other = replace(planned(lake, bundle), bundle_id="another")
-    with pytest.raises(BatchError, match="the run is one of another"): open_scorer(Settings(root=tmp_path), next(bundle_root.glob("2*")), other, None)
+    with pytest.raises(BatchError, match="the run is one of another"): open_scorer(Settings(root=tmp_path), latest_bundle(bundle_root), other, None)
     empty = Lake(tmp_path / "empty")
     shown = pl.DataFrame({"event_id": ["a"], "ts": [END], "user_id": ["u"], "item_id": ["i"], "event": ["impression"]})
     empty.write("interactions", shown, key=["event_id"], day_of="ts")
@@ -259,7 +259,7 @@ def test_what_cannot_be_is_said(lake, bundle, tmp_path, bundle_root):
 
 def test_lists_come_back_from_the_store_as_they_are_in_the_lake(lake, bundle, tmp_path, bundle_root):
     batch, store = planned(lake, bundle, 3, 150), open_store(Settings(root=tmp_path))
-    score = open_scorer(Settings(root=tmp_path), next(bundle_root.glob("2*")), batch, None)
+    score = open_scorer(Settings(root=tmp_path), latest_bundle(bundle_root), batch, None)
     score(0)
     with pytest.raises(BatchError, match="1 of 2 parts"): fill_lists(store, lake, batch.run, 2, 60)
     score(1)

@@ -16,6 +16,7 @@ import pytest
 
 from app.client import Client, EndpointDown
 from app.ports import free_port, port_free
+from reco.bundle import latest_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -104,7 +105,7 @@ def test_without_a_bundle_it_says_what_to_run(tmp_path):
 
 def test_a_damaged_bundle_is_refused_with_the_file_that_is_wrong(bundle_root, tmp_path):
     shutil.copytree(bundle_root, tmp_path/"bundles")
-    with next((tmp_path/"bundles").glob("*/items.parquet")).open("ab") as f: f.write(b"x")
+    with (latest_bundle(tmp_path/"bundles")/"items.parquet").open("ab") as f: f.write(b"x")
     ended = run_serve(tmp_path/"bundles", free_port())
     said, _ = ended.communicate(timeout=60)
     assert ended.returncode == 1 and "items.parquet" in said and "Traceback" not in said
