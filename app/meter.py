@@ -1,4 +1,5 @@
 """What the endpoint counts, for Prometheus. The replicas of one machine write into one folder, and any of them answers for all."""
+import functools
 import os
 import time
 
@@ -6,10 +7,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reco.pipeline import RecommendationResponse
+from reco.pipeline import STAGES, RecommendationResponse
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # of prometheus_client: where several processes write their figures
 SECONDS = (.0005, .001, .002, .003, .005, .0075, .01, .02, .05, .1, .25, .5, 1, 2.5)
+STAGE_SECONDS = (.00005, .0001, .00025, .0005, .001, .002, .003, .005, .01, .02, .05, .1, .25, .5)
 
 
 class Meter:
@@ -21,9 +23,14 @@ class Meter:
         self.requests = make(Counter, "http_requests", "Requests answered", ["route", "status"])
         self.seconds = make(Histogram, "http_request_seconds", "From the request to the end of its answer", ["route"], buckets=SECONDS)
         self.lists = make(Counter, "lists", "Lists of recommendations", ["surface", "fallback", "degraded"])
+        stages = make(Histogram, "stage_seconds", "A stage of making a list; store alone for a list that was made for an earlier request", ["stage"], buckets=STAGE_SECONDS)
+        self.stages = {s: stages.labels(s) for s in STAGES} # looking a label up takes as long as counting
+        self.candidates = make(Counter, "candidates", "Items that a candidate source proposed for a list", ["source"])
+        self.source = functools.cache(self.candidates.labels)
         self.kept = make(Counter, "lists_from_cache", "Lists that were made for an earlier request; the others were made anew", ["surface"])
         self.without = make(Counter, "done_without", "Lists that were made without something that failed or was late", ["what"])
         self.short = make(Counter, "short_lists", "Lists with fewer items than were asked for", ["surface"])
+        self.lost = make(Counter, "lists_not_written_down", "Lists that were answered and are missing in the serve log")
         self.dropped = make(Counter, "dropped_items", "Candidates that a rule left out", ["rule"])
         self.events = make(Counter, "events_accepted", "Events that were made durable")
         self.items = make(Counter, "items_changed", "Changes of items that the shop sent and that changed something")
@@ -41,6 +48,8 @@ class Meter:
         for what in found.without: self.without.labels(what).inc()
         if len(found.items) < k: self.short.labels(surface).inc()
         for rule, n in found.dropped.items(): self.dropped.labels(rule).inc(n)
+        for stage, seconds in found.seconds.items(): self.stages[stage].observe(seconds)
+        for source, n in found.proposed.items(): self.source(source).inc(n)
 
     def text(self) -> bytes: # in Prometheus' format
         "All figures, of all replicas of this machine where they share a folder."
