@@ -1,4 +1,5 @@
-"""`python -m app.consumer`: events from the bus into the lake and the online store, until Ctrl-C or SIGTERM.
+"""`python -m app.consumer`: events from the bus into the lake and the online store, and the lists that the endpoint answered into the lake,
+until Ctrl-C or SIGTERM.
 
 It may be killed at any moment and started again, and several may run at once: see nbs/28_data.consumer.ipynb.
 """
@@ -9,16 +10,20 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import polars as pl
 from prometheus_client import CollectorRegistry, start_http_server
 
 from app.ports import port_free
+from app.shown import lists_section
 from reco.data.bus import open_codec, open_consumer
 from reco.data.consumer import Metrics, consume
 from reco.data.lake import Lake, LakeError, open_lake
 from reco.data.quality import INTERACTIONS_KEY
+from reco.data.served import EXPOSURES_KEY, SERVED, exposures_of, hold_lists
 from reco.data.stream import BusError, Consumer
 from reco.data.upkeep import compact
 from reco.features.store import open_store
@@ -32,12 +37,13 @@ COMPACT_EVERY = 200  # writes: looking for duplicates took 0.04 s among few file
 def said(
     registry: CollectorRegistry,  # of `Metrics`
 ) -> str:                         # one line
-    "Events, duplicates, dead letters and lag so far."
+    "Events and lists, duplicates, dead letters and lag so far."
     value = {s.name: 0 for m in registry.collect() for s in m.samples}
     for m in registry.collect():
         for s in m.samples: value[s.name] += s.value  # dead letters add up over their reasons
-    get = lambda name: int(value.get(f"reco_stream_{name}", 0))
-    return (f"{get('written_events_total'):,} events written, {get('duplicate_events_total'):,} came twice, "
+    get = lambda name: sum(int(value.get(f"reco_{of}_{name}", 0)) for of in ("stream", "served"))
+    lists = int(value.get("reco_served_written_events_total", 0))
+    return (f"{get('written_events_total') - lists:,} events and {lists:,} lists written, {get('duplicate_events_total'):,} came twice, "
             f"{get('dead_letters_total'):,} dead letters, {get('lag_events'):,} waiting")
 
 
@@ -60,16 +66,18 @@ def saying(
         print(f"ended: {said(registry)}", flush=True)
 
 
-def write_interactions(
+def writer(
     lake: Lake,
-    duplicate_days: int,               # an event is looked for on its own day and so many around it
-) -> Callable[[pl.DataFrame], object]: # gets INTERACTIONS
+    table: str,
+    key: list[str],                    # what a row is known by
+    duplicate_days: int,               # a row is looked for on its own day and so many around it
+) -> Callable[[pl.DataFrame], object]: # gets the table's rows
     "How a micro-batch gets into the lake. Each leaves small files behind, which are put together now and then."
     writes = itertools.count(1)
 
     def write(rows: pl.DataFrame) -> None:
-        lake.write("interactions", rows, key=INTERACTIONS_KEY, day_of="ts", around_days=duplicate_days)
-        if next(writes) % COMPACT_EVERY == 0: compact(lake, "interactions")
+        lake.write(table, rows, key=key, day_of="ts", around_days=duplicate_days)
+        if next(writes) % COMPACT_EVERY == 0: compact(lake, table)
     return write
 
 
@@ -84,6 +92,18 @@ def show_metrics(
     return f", metrics at http://127.0.0.1:{port}/metrics"
 
 
+def together(
+    jobs: Sequence[Callable[[], None]],
+    ended: threading.Event,             # tells all of them to end
+) -> None:
+    "Run them side by side until all have ended; when one fails, the others are told to end, and its error is raised."
+    def run_one(job: Callable[[], None]) -> None:
+        try: job()
+        finally: ended.set()
+    with ThreadPoolExecutor(len(jobs)) as pool: running = [pool.submit(run_one, job) for job in jobs]
+    for done in running: done.result()
+
+
 def run(
     settings: Settings,
     name: str,                      # of this consumer, the same after a restart
@@ -91,18 +111,20 @@ def run(
     open_bus: Callable[..., Consumer] = open_consumer,
 ) -> None:
     "Everything from opening to closing; raises `BusError`, `LakeError`, `StoreError`, `OSError`."
-    section, registry = settings.stream, CollectorRegistry()
-    store, lake = open_store(settings), open_lake(settings)
-    try:
+    section, lists, registry, ended = settings.stream, lists_section(settings), CollectorRegistry(), threading.Event()
+    over = lambda: stopped() or ended.is_set()
+    with contextlib.closing(open_store(settings)) as store, contextlib.ExitStack() as buses:
         wait_until_ready(store.client)
-        codec, bus, metrics = open_codec(section), open_bus(section, store.client, name), Metrics(registry)
-        try:
-            print(f"from {section.topic} as {section.group} into {settings.lake.root}"
-                  f"{show_metrics(registry, section.metrics_port)}", flush=True)
-            with saying(registry, SAY_EVERY_S):
-                consume(bus, codec.decode, write_interactions(lake, section.duplicate_days), store.append, section, metrics, stopped)
-        finally: bus.close()
-    finally: store.close()
+        of = lambda its: buses.enter_context(contextlib.closing(open_bus(its, store.client, name)))
+        write = writer(open_lake(settings), "interactions", INTERACTIONS_KEY, section.duplicate_days)
+        jobs = [partial(consume, of(section), open_codec(section).decode, {"lake": write, "store": store.append}, section, Metrics(registry), over)]
+        if settings.served.on:
+            note = writer(open_lake(settings), "exposures", EXPOSURES_KEY, 0)
+            jobs.append(partial(consume, of(lists), SERVED.decode, {"lake": lambda shown: note(exposures_of(shown))}, lists,
+                                Metrics(registry, of="served"), over, hold_lists))
+        topics = section.topic + (f" and {lists.topic}" if settings.served.on else "")
+        print(f"from {topics} as {section.group} into {settings.lake.root}{show_metrics(registry, section.metrics_port)}", flush=True)
+        with saying(registry, SAY_EVERY_S): together(jobs, ended)
 
 
 def main(

@@ -1,6 +1,7 @@
 """The HTTP contract: routes, bodies, errors and who may ask what. FastAPI alone; what answers stands behind `Service`."""
 import logging
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ import reco
 from app.following import Refusal
 from app.keys import Keys
 from app.meter import Meter, Metered
+from app.shown import Shown
 from reco.bundle import BundleError, UnknownBundle
 from reco.data.histories import epoch_ms
 from reco.data.intake import NotTaken
@@ -337,6 +339,9 @@ class Service(Protocol):
     def explained(self, request: RecommendationRequest) -> tuple[RecommendationResponse, list[dict]]:
         "The same, and a `Why` for each item."
 
+    def note(self, shown: Shown) -> None:
+        "Write a list down; returns at once."
+
     def store_answers(self) -> bool:
         "Whether the online store can be reached."
 
@@ -463,8 +468,10 @@ def answered(
     explain: bool=False,
 ) -> tuple[list[dict], dict[str, str]]: # the items, and headers that say how the answer came about
     "One answer; raises `Refused` for what cannot be meant."
+    began = time.perf_counter()
     try: found, why = service.explained(asked) if explain else (service.recommend(asked), [])
     except RequestError as e: raise unprocessable(str(e)) from None
+    service.note(Shown(asked, found, time.time_ns()//1_000_000, 1000*(time.perf_counter() - began), None))
     service.meter.shown(asked.surface, asked.k, found)
     headers = {"X-Bundle-ID": found.bundle_id}
     if found.fallback: headers["X-Fallback"] = "true"

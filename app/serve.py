@@ -23,12 +23,14 @@ from app.following import Following, Refusal, prepared, to_serve, try_out, whole
 from app.keys import Keys, KeysError, keys_for
 from app.meter import FOLDER, Meter
 from app.ports import free_port, port_free, reach
+from app.shown import Shown, open_log
 from reco.bundle import BundleError, ModelBundle
 from reco.bundle_store import Root, bundles_root
 from reco.candidates.content import Content
 from reco.candidates.newcomers import ready_to_read
 from reco.data.bus import open_codec, open_producer
 from reco.data.intake import Intake
+from reco.data.served import ServeLog
 from reco.data.storage import LakeError
 from reco.data.stream import BusError
 from reco.explain import Explanation, explain, in_words, titles_of
@@ -54,12 +56,16 @@ class Replica:
     store: OnlineStore|None = None
     intake: Intake|None = None
     following: Following|None = None # None when one bundle is served whatever is published
+    log: ServeLog[Shown]|None = None # None when lists are not written down
     meter: Meter                    # of this process
     keys: Keys = Keys(())           # of the settings, which say that somebody must have one
     deadline_s: float|None = None   # of the settings; None waits for everything
     keep_s: int = 0                 # seconds that a list may be shown again
 
     def __init__(self) -> None: self.meter = Meter()
+
+    def __del__(self) -> None: # Ray Serve calls it when a replica ends
+        if self.log is not None: self.log.close()
 
     def __serve_build_asgi_app__(self) -> FastAPI: # called by Ray Serve once per replica
         return create_app(self, echo=False)
@@ -88,7 +94,7 @@ class Replica:
         if self.store is not None: return
         settings = load_settings()
         self.store, self.keys = open_store(settings, timeout_s=STORE_SHARE*settings.serving.deadline_ms/1000), keys_for(settings)
-        self.intake = open_intake(settings)
+        self.intake, self.log = open_intake(settings), open_log(settings, self.meter.lost.inc)
         self.deadline_s, self.keep_s = settings.serving.deadline_ms/1000, settings.serving.cache_seconds
 
     def try_out(self, bundle: ModelBundle) -> None:
@@ -121,6 +127,9 @@ class Replica:
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         return recommend(request, self.bundle, self.store, self.deadline_s, self.keep_s)
+
+    def note(self, shown: Shown) -> None:
+        if self.log is not None: self.log.note(shown)
 
     def explained(self, request: RecommendationRequest) -> tuple[RecommendationResponse, list[dict]]:
         bundle = self.bundle

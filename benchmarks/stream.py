@@ -14,11 +14,12 @@ import polars as pl
 from confluent_kafka import Producer as KafkaSender
 from prometheus_client import CollectorRegistry
 
-from app.consumer import write_interactions
+from app.consumer import writer
 from benchmarks.base import arguments, folder_with_store, render, write
 from reco.data.bus import open_codec, open_consumer, open_producer
 from reco.data.consumer import Metrics, consume, judged
 from reco.data.lake import Lake
+from reco.data.quality import INTERACTIONS_KEY
 from reco.data.simulator import simulate
 from reco.data.stream import Codec, Consumer, Message, Record
 from reco.features.store import open_store
@@ -88,14 +89,14 @@ def measure(kind: str, log: pl.DataFrame, sent: list[Record], codec: Codec) -> l
         row("read and acknowledged, nothing else", timed(lambda: read_alone(bus, len(sent) - 1)))
         producer.send(sent)
         producer.flush()
-        written, at_work = [], write_interactions(lake, section.duplicate_days)
+        written, at_work = [], writer(lake, "interactions", INTERACTIONS_KEY, section.duplicate_days)
 
         def write_lake(frame: pl.DataFrame) -> None:
             at_work(frame)
             written.append(frame.height)
         metrics = Metrics(CollectorRegistry())
         row(f"consumer: lake and store, batches of {BATCH:,}", timed(lambda: consume(
-            bus, codec.decode, write_lake, store.append, section, metrics, lambda: sum(written) >= len(sent))))
+            bus, codec.decode, {"lake": write_lake, "store": store.append}, section, metrics, lambda: sum(written) >= len(sent))))
         assert lake.read("interactions").select(pl.len()).collect().item() == log.height
         bus.close()
         store.close()

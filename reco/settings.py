@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SECRET', 'Strength', 'CRON', 'Cron', 'Section', 'Project', 'Bundles', 'Runs', 'Data', 'Lake', 'Postgres', 'Online',
-           'Stream', 'Limit', 'Quality', 'Simulator', 'Train', 'Quota', 'ALS', 'ItemItem', 'CoVisitation', 'TwoSteps',
-           'SessionKNN', 'CoPurchase', 'Content', 'Popularity', 'CategoryPopularity', 'Trending', 'BuyAgain', 'Ranking',
-           'Rules', 'Rerank', 'Explore', 'Serving', 'Batch', 'Search', 'Tracking', 'Gates', 'ExperimentSettings',
-           'Monitor', 'Reports', 'App', 'Schedule', 'Kubernetes', 'Alerts', 'Settings', 'SettingsError',
-           'find_settings', 'load_settings']
+           'Stream', 'Served', 'Limit', 'Quality', 'Simulator', 'Train', 'Quota', 'ALS', 'ItemItem', 'CoVisitation',
+           'TwoSteps', 'SessionKNN', 'CoPurchase', 'Content', 'Popularity', 'CategoryPopularity', 'Trending',
+           'BuyAgain', 'Ranking', 'Rules', 'Rerank', 'Explore', 'Serving', 'Batch', 'Search', 'Tracking', 'Gates',
+           'ExperimentSettings', 'Monitor', 'Reports', 'App', 'Schedule', 'Kubernetes', 'Alerts', 'Settings',
+           'SettingsError', 'find_settings', 'load_settings']
 
 # %% ../nbs/01_settings.ipynb #f1d43ee7
 import configparser
@@ -84,6 +84,13 @@ class Stream(Section):
     duplicate_days: int = Field(3, ge=0, description="an event is looked for in the lake on its own day and so many around it")
     max_waiting: int = Field(1_000_000, ge=1, description="events in a Redis stream before producers have to wait")
     metrics_port: int = Field(0, ge=0, le=65535, description="loopback port of the consumer's Prometheus metrics; 0 is none")
+
+class Served(Section):
+    on: bool = Field(True, description="lists that the endpoint answered are written down, on the bus of [stream]")
+    topic: str = Field("served_lists", pattern=r"^[\w.-]{1,200}$", description="topic or stream of the lists")
+    dead_letters: str = Field("served_lists_dead", pattern=r"^[\w.-]{1,200}$", description="topic or stream of lists that cannot be counted")
+    max_waiting: int = Field(100_000, ge=1, description="lists in a Redis stream before replicas keep new ones in memory")
+    max_in_memory: int = Field(10_000, ge=1, description="lists that wait in a replica while the bus does not take them; more are lost, and counted")
 
 # %% ../nbs/01_settings.ipynb #66636763
 class Limit(Section):
@@ -334,6 +341,7 @@ class Monitor(Section):
     min_days: float = Field(7, ge=0, description="a retrain is not asked for again within so many days")
     retrain: Literal["auto", "ask", "never"] = Field("auto", description="auto trains and promotes on this machine, ask only tells, never does neither")
     keep_days: int = Field(30, ge=1, description="reports in HTML are kept so long; the numbers stay")
+    textfile: str = Field("", pattern=r"^(.*\.prom)?$", description="file of figures for node_exporter's textfile collector, NAME.prom; empty is none")
 
 class Reports(Section):
     notebooks: str = Field("90_evaluation_report 91_error_analysis 92_fairness_frontier", min_length=1,
@@ -407,6 +415,7 @@ class Settings(Section):
     postgres: Postgres = Postgres()
     online: Online = Online()
     stream: Stream = Stream()
+    served: Served = Served()
     simulator: Simulator = Simulator()
     train: Train = Train()
     candidates: dict[str, Quota] = {n: Quota(quota=q) for n,q in (

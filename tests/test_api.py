@@ -16,6 +16,7 @@ from app.contract import MAX_ID, create_app
 from app.keys import Keys
 from app.meter import Meter
 from app.serve import Replica
+from app.shown import Shown
 from reco.bundle import BundleError, ModelBundle, latest_bundle
 from reco.features.store import OnlineStore, open_store
 from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem, recommend
@@ -176,5 +177,6 @@ def test_more_digits_than_json_needs_are_not_lost():
         bundle_id, keys, meter = "b", Keys(()), Meter()
         def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
             return RecommendationResponse([ScoredItem("i", 1/3, "popularity")], "b", False)
+        def note(self, shown: Shown) -> None: assert shown.found.items[0].score == 1/3
     answer = TestClient(create_app(Fixed())).get("/recommendations/v1/u").json()
     assert answer["recommendations"] == [{"item_id": "i", "score": 1/3}]

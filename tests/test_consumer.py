@@ -22,11 +22,12 @@ import redis
 from prometheus_client import CollectorRegistry
 from servers import kafka_brokers
 
-from app.consumer import said, write_interactions
+from app.consumer import said, writer
 from app.ports import free_port
 from reco.data.bus import open_codec, open_consumer, open_producer
 from reco.data.consumer import Metrics, Patience, Refused, Stopped, consume, culprits
 from reco.data.lake import Lake, LakeError
+from reco.data.quality import INTERACTIONS_KEY
 from reco.data.stream import BusError, Codec, Consumer, Producer, Record
 from reco.features.store import open_store
 from reco.redis_server import StoreError, connect, disconnect
@@ -210,7 +211,7 @@ class Platform(NamedTuple):
     def consume(self, write_lake: Callable, write_store: Callable, stopped: Callable[[], bool] | None = None) -> None:
         until = time.monotonic() + 20
         done = stopped or (lambda: self.bus.lag() == 0)
-        consume(self.bus, self.codec.decode, write_lake, write_store, self.section, Metrics(self.registry),
+        consume(self.bus, self.codec.decode, {"lake": write_lake, "store": write_store}, self.section, Metrics(self.registry),
                 lambda: done() or time.monotonic() > until)
 
     def value(self, name: str, **labels: str) -> float:
@@ -232,7 +233,7 @@ def views(n: int, **more: object) -> list[dict]:
 def test_while_a_sink_is_gone_the_consumer_holds_one_batch_and_waits(shop, where, caplog):
     caplog.set_level(logging.WARNING)
     shop.send(*views(35))
-    polled, failures, write, stored = [], [0], write_interactions(shop.lake, 3), []
+    polled, failures, write, stored = [], [0], writer(shop.lake, "interactions", INTERACTIONS_KEY, 3), []
     poll = shop.bus.poll
     shop.bus.poll = lambda *a: (got := poll(*a), polled.extend(got))[0]
 
@@ -286,7 +287,7 @@ def test_a_bus_that_fails_for_a_moment_costs_nothing(shop):
 
 def test_one_poisoned_row_goes_aside_and_the_rest_goes_on(shop):
     shop.send(*views(10, price=1.0)[:7], *views(1, event_id="poison"), *views(10)[8:])
-    write = write_interactions(shop.lake, 3)
+    write = writer(shop.lake, "interactions", INTERACTIONS_KEY, 3)
 
     def picky(frame: pl.DataFrame) -> None:
         if "poison" in frame["event_id"]: raise ValueError("this row is poisoned")
@@ -328,7 +329,7 @@ def test_programming_errors_are_not_waited_for():
 
 def test_copies_count_once_within_a_batch_and_across_batches(shop):
     shop.send(*views(8), *views(8), *views(8))
-    write = write_interactions(shop.lake, 3)
+    write = writer(shop.lake, "interactions", INTERACTIONS_KEY, 3)
     shop.consume(write, lambda f: None)
     assert shop.lake.read("interactions").collect().height == 8
     assert shop.value("written_events_total") + shop.value("duplicate_events_total") == 24

@@ -1,4 +1,5 @@
 """`python -m app.serve` as it runs in production: Ray, HAProxy, signals. One Ray for all of it: a start takes up to a minute."""
+import contextlib
 import os
 import shutil
 import signal
@@ -16,7 +17,12 @@ import pytest
 
 from app.client import Client, EndpointDown
 from app.ports import free_port, port_free
+from app.shown import lists_section
 from reco.bundle import latest_bundle
+from reco.data.bus import open_consumer
+from reco.data.served import SERVED
+from reco.features.store import open_store
+from reco.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,8 +116,10 @@ def test_a_damaged_bundle_is_refused_with_the_file_that_is_wrong(bundle_root, tm
     said, _ = ended.communicate(timeout=60)
     assert ended.returncode == 1 and "items.parquet" in said and "Traceback" not in said
 
-def test_sigterm_ends_it_and_everything_it_started(served): # last: nothing is served after it
+def test_sigterm_ends_it_and_everything_it_started(served): # nothing is served after it
     mine = [psutil.Process(served.process.pid), *psutil.Process(served.process.pid).children(recursive=True)]
+    with httpx.Client(base_url=f"http://127.0.0.1:{served.port}", timeout=20, trust_env=False) as http:
+        for i in range(40): assert http.get(f"/recommendations/v1/u{i}?k=3", headers={"X-Request-ID": f"last-{i}"}).status_code == 200
     names = " ".join(p.name() for p in mine)
     assert len(mine) > 5 and "raylet" in names and "gcs_server" in names # the check sees what it is to see gone
     served.process.send_signal(signal.SIGTERM)
@@ -120,3 +128,15 @@ def test_sigterm_ends_it_and_everything_it_started(served): # last: nothing is s
     assert not left, f"still running: {[p.cmdline() for p in left]}"
     assert port_free("127.0.0.1", served.port)
     with Client(f"http://127.0.0.1:{served.port}") as c, pytest.raises(EndpointDown): c.recommendations("u")
+
+def test_every_list_that_was_answered_is_written_down(served, store_root, bundle): # the one before ended the endpoint in the middle of it
+    assert served.process.poll() == 0
+    settings = Settings(root=store_root)
+    with contextlib.closing(open_store(settings)) as store:
+        reader, found = open_consumer(lists_section(settings), store.client, "test"), []
+        while some := reader.poll(1_000, .5): found += [SERVED.decode(m.data) for m in some]
+    by_name = {x["request_id"]: x for x in found}
+    assert len(by_name) == len(found) and {f"last-{i}" for i in range(40)} | {"page-1"} <= set(by_name)
+    assert {x["bundle"] for x in found} == {bundle.id} and {x["surface"] for x in found} == {"for_you", "similar", "bought_together"}
+    last = by_name["last-7"]
+    assert last["user_id"] == "u7" and len(last["items"]) == 3 and 0 < last["latency_ms"] < 60_000 and abs(time.time()*1000 - last["ts"]) < 600_000

@@ -2,12 +2,13 @@
 
 import threading
 import time
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reco.data.served import SERVED, ServeLog, exposures_frame
+from reco.data.served import SERVED, ServeLog, exposures_of, hold_lists, lists_frame
 from reco.data.stream import BusError
 from reco.schemas import EXPOSURES, conform
 
@@ -44,16 +45,29 @@ def until(what, seconds: float = 10) -> bool:
 
 @given(st.lists(LIST, max_size=4))
 def test_lists_come_back_as_rows(lists):
-    table = exposures_frame([SERVED.decode(SERVED.encode(x)) for x in lists])
+    table = exposures_of(lists_frame([SERVED.decode(SERVED.encode(x)) for x in lists]))
     assert conform(table, EXPOSURES).equals(table)
     rows = [(x["request_id"], n + 1, i["item_id"], i["propensity"], x["user_id"], x["ts"]) for x in lists for n, i in enumerate(x["items"])]
     assert table.select("request_id", "rank", "item_id", "propensity", "user_id").rows() == [r[:5] for r in rows]
     assert table["ts"].dt.epoch("ms").to_list() == [r[5] for r in rows]
 
 
+def test_what_cannot_be_counted_is_said_with_its_reason():
+    latest = datetime(2026, 6, 1, tzinfo=UTC)
+    ok, item = a_list("a"), a_list("a")["items"][0]
+    bad = {"empty request_id": {"request_id": " "}, "unknown surface": {"surface": "footer"}, "ts before 1970 or in the future": {"ts": 2**42},
+           "an item twice": {"items": [item, item]}, "propensity not above 0 and at most 1": {"items": [item | {"propensity": 0.0}]},
+           "score not finite": {"items": [item | {"score": float("nan")}]}}
+    lists = [ok, a_list("a") | {"ts": ok["ts"] + 1}, a_list("a") | {"surface": "similar"}, *(a_list(f"bad {n}") | b for n, b in enumerate(bad.values()))]
+    good, reasons, copies = hold_lists(lists, latest)
+    assert good.select("request_id", "surface").rows() == [("a", "for_you"), ("a", "similar")] and copies == {1}
+    assert list(reasons.values()) == list(bad) and list(reasons) == list(range(3, len(lists)))
+    assert conform(exposures_of(good), EXPOSURES).height == 4
+
+
 def test_what_is_noted_is_on_the_bus_soon_and_in_order():
     bus = Bus()
-    log = ServeLog(bus)
+    log = ServeLog(bus, dict)
     for n in range(500): log.note(a_list(str(n)))
     assert until(lambda: len(bus.taken) == 500) and bus.taken == [str(n) for n in range(500)]
     log.close()
@@ -61,7 +75,7 @@ def test_what_is_noted_is_on_the_bus_soon_and_in_order():
 
 def test_a_bus_that_is_away_for_a_while_loses_nothing():
     bus, lost = Bus(), []
-    log = ServeLog(bus, lost.append)
+    log = ServeLog(bus, dict, lost.append)
     bus.up = False
     for n in range(120): log.note(a_list(str(n)))
     with pytest.raises(BusError): log.flush()
@@ -74,7 +88,7 @@ def test_a_bus_that_is_away_for_a_while_loses_nothing():
 def test_what_does_not_fit_or_cannot_be_sent_at_the_end_is_counted():
     bus, lost = Bus(), []
     bus.up = False
-    log = ServeLog(bus, lost.append, most=10)
+    log = ServeLog(bus, dict, lost.append, most=10)
     for n in range(15): log.note(a_list(str(n)))
     log.close()
     assert sum(lost) == 15 and not bus.taken
@@ -82,7 +96,7 @@ def test_what_does_not_fit_or_cannot_be_sent_at_the_end_is_counted():
 
 def test_one_that_cannot_be_written_down_does_not_hold_up_the_others():
     bus, lost = Bus(), []
-    log = ServeLog(bus, lost.append)
+    log = ServeLog(bus, dict, lost.append)
     log.note(a_list("a"))
     log.note(a_list("b") | {"latency_ms": "soon"})
     log.note({"no": "list"})
@@ -93,7 +107,7 @@ def test_one_that_cannot_be_written_down_does_not_hold_up_the_others():
 
 def test_many_threads_note_at_once():
     bus = Bus()
-    log = ServeLog(bus)
+    log = ServeLog(bus, dict)
     def work(t: int) -> None:
         for n in range(200): log.note(a_list(f"{t}-{n}"))
     threads = [threading.Thread(target=work, args=(t,)) for t in range(4)]
