@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 import polars as pl
-from base import HERE, PROJECT, SETTINGS, card_table, run_record
+from base import HERE, PROJECT, SETTINGS, TABLES, card_table, run_record
 from cluster import on_cluster
 from metaflow import FlowSpec, card, current, project, schedule, step, trigger_on_finish
 from metaflow.cards import Markdown
@@ -21,7 +21,6 @@ from reco.data.lake import open_lake
 from reco.provenance import git_sha
 from reco.settings import find_settings, load_settings
 
-TABLES = "interactions", "catalog"
 DAY_S = 86_400
 
 

@@ -3,7 +3,7 @@ import time
 from datetime import timedelta
 
 import polars as pl
-from base import HERE, PROJECT, SETTINGS, card_table, run_record
+from base import HERE, PROJECT, SETTINGS, TABLES, card_table, run_record
 from cluster import on_cluster
 from metaflow import FlowSpec, card, current, project, schedule, step, trigger_on_finish
 from metaflow.cards import Markdown
@@ -14,8 +14,6 @@ from reco.data.lake import open_lake
 from reco.features.items import ITEM_FEATURES
 from reco.features.store import open_store, wait_until_ready
 from reco.provenance import git_sha
-
-TABLES = "interactions", "catalog"
 
 
 @on_cluster

@@ -22,7 +22,7 @@ from reco.experiments.assignment import (
     ExperimentError,
     Experiments,
     Variant,
-    changed_settings,
+    changes_of,
     crowded,
     label,
     read_experiments,
@@ -42,7 +42,6 @@ from reco.experiments.readout import (
     srm_p,
 )
 from reco.reranking.exploration import explore
-from reco.settings import Settings
 
 quick = how(max_examples=50, deadline=None, derandomize=True)
 
@@ -152,9 +151,8 @@ def test_what_serving_is_told():
         Experiment(name="m", variant=(Variant(name="a", weight=0), Variant(name="b", weight=1, serve="challenger"))),
         Experiment(name="r", variant=(Variant(name="a", weight=0), Variant(name="b", weight=1, rerank={"diversity": 2}, explore={"epsilon": 0.1})))))
     found = Assigner(book).arms("u", 0, "for_you")
-    changed = changed_settings(Settings(), found)
+    assert changes_of(found) == {"rerank": {"diversity": 2}, "explore": {"epsilon": 0.1}} and not changes_of(())
     assert served_by(found) == "challenger" and served_by(()) == "champion"
-    assert (changed.rerank.diversity, changed.explore.epsilon, changed.rerank.tail) == (2, 0.1, "auto")
     frame = pl.DataFrame({"variant": [label(found), "", "mm=x"]})
     assert frame.select(variant_in(pl.col("variant"), "m"))["variant"].to_list() == ["b", None, None]
 
@@ -367,9 +365,10 @@ def rows_of(n: int, seed: int, lift: float = 1, variants: str = "ab") -> pl.Data
     arm = rng.integers(0, len(variants), n)
     exposures = 1 + rng.poisson(10, n)
     clicks = rng.binomial(exposures, np.where(arm > 0, 0.1 * lift, 0.1))
-    orders = rng.binomial(clicks, 0.2)
+    purchases = rng.binomial(clicks, 0.2)
+    orders = (purchases + 1) // 2
     return pl.DataFrame({"user_id": [f"u{i}" for i in range(n)], "variant": [variants[a] for a in arm], "exposures": exposures, "clicks": clicks,
-                         "orders": orders, "revenue": orders * 10.0})
+                         "purchases": purchases, "orders": orders, "revenue": orders * 10.0})
 
 
 HALF = {"a": 0.5, "b": 0.5}
@@ -377,9 +376,9 @@ HALF = {"a": 0.5, "b": 0.5}
 
 def test_the_table_is_what_a_count_by_hand_says():
     rows = rows_of(500, 8)
-    days = pl.concat([rows.with_columns(revenue=pl.lit(0.0), orders=pl.lit(0)), rows.with_columns(exposures=pl.lit(0), clicks=pl.lit(0))], how="vertical_relaxed")
+    days = pl.concat([rows.with_columns(revenue=pl.lit(0.0), orders=pl.lit(0), purchases=pl.lit(0)), rows.with_columns(exposures=pl.lit(0), clicks=pl.lit(0))], how="vertical_relaxed")
     table = {r["metric"]: r for r in readout(days, HALF, plan=None).iter_rows(named=True)}
-    for name, over, under in (("CTR", "clicks", "exposures"), ("CVR", "orders", "clicks"), ("AOV", "revenue", "orders")):
+    for name, over, under in (("CTR", "clicks", "exposures"), ("CVR", "purchases", "clicks"), ("AOV", "revenue", "orders")):
         for side, v in (("control", "a"), ("value", "b")):
             of = rows.filter(variant=v)
             assert table[name][side] == pytest.approx(of[over].sum() / of[under].sum())
@@ -403,8 +402,8 @@ def test_verdicts():
     assert said(rows_of(30, 10, 1.5)) == "too few shoppers"
     lossy = rows_of(4_000, 10, 1.5).filter((pl.col("variant") == "a") | (pl.int_range(pl.len()) % 5 > 0))
     assert said(lossy) == "no verdict: split differs from plan"
-    single = pl.DataFrame({"user_id": ["x", "y", *map(str, range(200))], "variant": ["a", "b"] + ["a", "b"] * 100, "exposures": 1, "clicks": 1, "orders": [1, 1] + [0] * 200,
-                           "revenue": [10.0, 30.0] + [0.0] * 200})
+    single = pl.DataFrame({"user_id": ["x", "y", *map(str, range(200))], "variant": ["a", "b"] + ["a", "b"] * 100, "exposures": 1, "clicks": 1,
+                           "purchases": [1, 1] + [0] * 200, "orders": [1, 1] + [0] * 200, "revenue": [10.0, 30.0] + [0.0] * 200})
     assert readout(single, HALF).filter(metric="AOV")["verdict"][0] == "too few shoppers"  # one buyer each has no variance
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reco.experiments.readout import readout
 from reco.monitoring.credit import outcomes_of
 from reco.monitoring.kpis import KPIS, kpi_table
 from reco.monitoring.returning import DAYS, cohorts
@@ -123,6 +124,20 @@ def test_groups_are_what_a_filter_gives():
     for row in by.iter_rows(named=True):
         alone = kpi_table(table.filter(pl.col("variant").eq_missing(row["variant"]))).row(0, named=True)
         assert {k: row[k] for k in alone} == pytest.approx(alone, nan_ok=True)
+
+
+def test_an_experiment_means_the_same_by_the_same_name():
+    rng = np.random.default_rng(8)
+    table = traffic(rng, 300, 0.2, 0.3).with_columns(variant=pl.when(pl.col("user_id").hash(2) % 2 == 0).then(pl.lit("a")).otherwise(pl.lit("b")))
+    table = table.with_columns(order_ids=pl.when(pl.col("purchase") == 1).then(pl.concat_list("user_id")))  # all of a shopper's items in one order
+    rows = table.group_by("user_id", "variant", pl.col("ts").dt.date().alias("day")).agg(
+        exposures=pl.len(), clicks=pl.col("click").sum(), purchases=pl.col("purchase").sum(),
+        orders=pl.col("order_ids").explode().drop_nulls().n_unique(), revenue=pl.col("revenue").sum())
+    a, b = kpi_table(table, ["variant"]).iter_rows(named=True)
+    found = {r["metric"]: r for r in readout(rows, {"a": 0.5, "b": 0.5}).iter_rows(named=True)}
+    shared = {m.name for m in KPIS} & found.keys()
+    assert shared == {"CTR", "CVR", "AOV"} and a["orders"] < a["purchase"]
+    for name in shared: assert (found[name]["control"], found[name]["value"]) == pytest.approx((a[name], b[name])), name
 
 
 def test_visits_without_an_id_are_shoppers_of_their_own():

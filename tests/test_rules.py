@@ -221,11 +221,12 @@ def test_a_term_turned_round_is_the_complement(text):
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("[[pin]]\nitem = 'a'\nslot = 101", ["pin 1 slot = 101", "100 the last"]), ("[[pin]]\nitem = 'a'", ["pin 1 slot", "required"]),
-    ("[[pni]]\nitem = 'a'", ["pni", "known: ban, pin, boost, campaign"]), ("[[boost]]\nfilter = 'price<x'\nby = 2", ["boost 1 filter", "needs one number"]),
-    ("[[boost]]\nfilter = 'price<5'\nby = 0", ["boost 1 by = 0", "at most 100"]), ("[[ban]]\nfilter = 5", ["ban 1 filter = 5", "string"]),
-    ("[[pin]\n", ["rules.toml"]), ("[[pin]]\nitem='a'\nslot=1\nfrom=2027-01-02T00:00:00Z\nuntil=2027-01-01T00:00:00Z", ["is not before"]),
-    ("[[pin]]\nitem='a'\nslot=1\n[[campaign]]\nname='c'\npin=[{item='a', slot=2}]", ["two pins at one time", "'a' in slot 2"])])
+    ("[[pin]]\nitem = 'a'\nslot = 101", ["line 3: pin 1 slot = 101", "100 the last"]), ("[[pin]]\nitem = 'a'", ["line 1: pin 1 slot", "required"]),
+    ("[[pni]]\nitem = 'a'", ["line 1: pni", "known: ban, pin, boost, campaign"]), ("[[boost]]\nfilter = 'price<x'\nby = 2", ["line 2: boost 1 filter", "needs one number"]),
+    ("[[boost]]\nfilter = 'price<5'\nby = 0", ["line 3: boost 1 by = 0", "at most 100"]), ("[[ban]]\nfilter = 5", ["line 2: ban 1 filter = 5", "string"]),
+    ("[[pin]\n", ["line 1"]), ("# none yet\n\n[[pni]]\nitem = 'a'", ["line 3: pni"]),
+    ("[[campaign]]\nname='c'\n[[campaign]]\nname='d'\npin=[{item='a', slot=0}]", ["line 5: campaign 2 pin 1 slot = 0"]), ("[[pin]]\nitem='a'\nslot=1\nfrom=2027-01-02T00:00:00Z\nuntil=2027-01-01T00:00:00Z", ["is not before"]),
+    ("[[pin]]\nitem='a'\nslot=1\n[[campaign]]\nname='c'\npin=[{item='a', slot=2}]", ["rules.toml: the file: two pins at one time", "'a' in slot 2"])])
 def test_a_bad_rules_file_is_named(tmp_path, text, says):
     (tmp_path / "rules.toml").write_text(text)
     with pytest.raises(RuleError) as e: read_rules(tmp_path / "rules.toml")

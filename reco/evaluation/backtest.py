@@ -7,7 +7,6 @@ __all__ = ['only', 'lists_of_all', 'bootstrap_means', 'score_table', 'judged_req
 
 # %% ../../nbs/71_evaluation.backtest.ipynb #721504ef
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -22,7 +21,7 @@ from ..pipeline import make_lists
 from ..ranking.examples import Outcomes, outcomes
 from ..ranking.lambdamart import Ranker
 from ..reranking.kept import keep_at, reranker_of
-from ..reranking.lists import Reranker, Strengths
+from ..reranking.lists import Reranker, Strengths, without_variety
 from ..reranking.rulebook import RuleBook
 from ..settings import Settings
 
@@ -46,7 +45,7 @@ def lists_of_all(
 )->dict[str, np.ndarray]: # system → int32 [n, k] item_idx, -1 where padded
     "The pipeline's lists and each source's own."
     c, rows = ranker_rows(moment, h, k)
-    out, rules_only = {"pipeline": make_lists(c, ranker.log_odds(rows), h, reranker, k).items}, replace(reranker, strengths=Strengths(), fair=0*reranker.fair)
+    out, rules_only = {"pipeline": make_lists(c, ranker.log_odds(rows), h, reranker, k).items}, without_variety(reranker)
     for j,name in enumerate(c.sources):
         if names is not None and name not in names: continue
         alone = only(c, j)

@@ -25,7 +25,7 @@ class Metric:
     over: str   # column that is added up above the line
     under: str  # below it; `shoppers` counts 1 each
 
-METRICS = (Metric("CTR", "clicks", "exposures"), Metric("CVR", "orders", "clicks"), Metric("AOV", "revenue", "orders"),
+METRICS = (Metric("CTR", "clicks", "exposures"), Metric("CVR", "purchases", "clicks"), Metric("AOV", "revenue", "orders"),
            Metric("revenue_per_shopper", "revenue", "shoppers"))
 
 def columns_of(

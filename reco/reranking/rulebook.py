@@ -7,15 +7,14 @@ __all__ = ['SURFACES', 'ALWAYS', 'FilterText', 'Surface', 'Windowed', 'Ban', 'Pi
            'clash', 'RuleBook', 'RuleError', 'read_rules']
 
 # %% ../../nbs/49_reranking.rulebook.ipynb #b1bd3fa4
-import tomllib
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from ..data.histories import epoch_ms
 from .filters import parse_filter
+from ..toml_files import read_toml
 
 # %% ../../nbs/49_reranking.rulebook.ipynb #9a56d99e
 SURFACES = ("for_you", "similar", "bought_together") # the lists that a shop shows
@@ -130,29 +129,10 @@ class RuleBook(BaseModel):
 
 # %% ../../nbs/49_reranking.rulebook.ipynb #f4af52c2
 class RuleError(ValueError):
-    "A rules file is bad; the message names file, rule, key, value and what is allowed."
-
-def _allowed(
-    where:tuple,  # of a pydantic error: table, number, key …
-)->str:           # the key's description, or the keys that there are
-    "What could stand at a place of the file."
-    kind, at = RuleBook, " · ".join(RuleBook.model_fields)
-    for step in where:
-        if isinstance(step, int): continue
-        field = next((f for n,f in kind.model_fields.items() if step in (n, f.alias)), None)
-        if field is None: return "known: " + ", ".join(f.alias or n for n,f in kind.model_fields.items())
-        kind, at = {"ban": Ban, "pin": Pin, "boost": Boost, "campaign": Campaign}.get(step, kind), field.description or at
-    return at
+    "A rules file is bad; the message names file, line, rule, key, value and what is allowed."
 
 def read_rules(
     path:Path|None,  # a TOML file; None is no rules
 )->RuleBook:
     "A rules file, checked; raises `RuleError`."
-    if path is None: return RuleBook()
-    try: return RuleBook.model_validate(tomllib.loads(Path(path).read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e: raise RuleError(f"{path}: {e}") from None
-    except ValidationError as e:
-        err = e.errors()[0]
-        place = " ".join(str(step + 1) if isinstance(step, int) else step for step in err["loc"]) or "the file"
-        shown = f" = {err['input']!r}" if isinstance(err["input"], str|int|float) else f" = {err['input']}" if isinstance(err["input"], date) else ""
-        raise RuleError(f"{path}: {place}{shown}: {err['msg'].removeprefix('Value error, ')} ({_allowed(err['loc'])})") from None
+    return read_toml(path, RuleBook, RuleError)
