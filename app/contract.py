@@ -471,19 +471,21 @@ def answered(
     began = time.perf_counter()
     try: found, why = service.explained(asked) if explain else (service.recommend(asked), [])
     except RequestError as e: raise unprocessable(str(e)) from None
-    service.note(Shown(asked, found, time.time_ns()//1_000_000, 1000*(time.perf_counter() - began), None))
+    service.note(Shown(asked, found, time.time_ns()//1_000_000, 1000*(time.perf_counter() - began)))
     service.meter.shown(asked.surface, asked.k, found)
     headers = {"X-Bundle-ID": found.bundle_id}
     if found.fallback: headers["X-Fallback"] = "true"
     if found.without: headers["X-Degraded"] = ",".join(found.without)
     if found.kept: headers["X-Cache"] = "hit"
+    if found.variant: headers["X-Variant"] = found.variant
     items = [{"item_id": x.item_id, "score": x.score} for x in found.items]
     return ([i | {"why": w} for i, w in zip(items, why, strict=True)] if explain else items), headers
 
 TOLD = {name: {"description": about, "schema": {"type": "string"}} for name, about in (
     ("X-Request-ID", "names the exposure: the one that was sent, or a new one"), ("X-Bundle-ID", "the model that answered"),
     ("X-Fallback", "true when nothing was known of the shopper, or of the page"),
-    ("X-Degraded", "what failed or was late and was done without: store, names of candidate sources"), ("X-Cache", "hit when the list was made for an earlier request"))}
+    ("X-Degraded", "what failed or was late and was done without: store, names of candidate sources"), ("X-Cache", "hit when the list was made for an earlier request"),
+    ("X-Variant", "experiment=variant, several with blanks between; missing outside of experiments"))}
 
 def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> Callable[[RecommendationRequest], Response]:
     "The routes that shoppers' pages ask; returns how a shopper's list is answered."

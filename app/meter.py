@@ -30,6 +30,7 @@ class Meter:
         self.kept = make(Counter, "lists_from_cache", "Lists that were made for an earlier request; the others were made anew", ["surface"])
         self.without = make(Counter, "done_without", "Lists that were made without something that failed or was late", ["what"])
         self.short = make(Counter, "short_lists", "Lists with fewer items than were asked for", ["surface"])
+        self.without_variant = make(Counter, "lists_without_variant", "Lists of an experiment that the champion made because the variant's bundle was not there")
         self.lost = make(Counter, "lists_not_written_down", "Lists that were answered and are missing in the serve log")
         self.dropped = make(Counter, "dropped_items", "Candidates that a rule left out", ["rule"])
         self.events = make(Counter, "events_accepted", "Events that were made durable")

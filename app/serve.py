@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from fastapi import FastAPI
 
 from app.contract import NotErased, NotFollowing, create_app
 from app.erase import erase_lake, forget
+from app.experimenting import Experimenting, Placed, experiments_of, released
 from app.following import Following, Refusal, prepared, to_serve, try_out, whole
 from app.keys import Keys, KeysError, keys_for
 from app.meter import FOLDER, Meter
@@ -33,6 +35,7 @@ from reco.data.intake import Intake
 from reco.data.served import ServeLog
 from reco.data.storage import LakeError
 from reco.data.stream import BusError
+from reco.experiments.assignment import ExperimentError
 from reco.explain import Explanation, explain, in_words, titles_of
 from reco.features.arrivals import arrivals
 from reco.features.store import OnlineStore, StoreError, open_store, wait_until_ready
@@ -57,6 +60,7 @@ class Replica:
     intake: Intake|None = None
     following: Following|None = None # None when one bundle is served whatever is published
     log: ServeLog[Shown]|None = None # None when lists are not written down
+    experimenting: Experimenting|None = None # None before `open`
     meter: Meter                    # of this process
     keys: Keys = Keys(())           # of the settings, which say that somebody must have one
     deadline_s: float|None = None   # of the settings; None waits for everything
@@ -84,6 +88,9 @@ class Replica:
             following.begin()
         if self.following: self.following.end()
         self.following = following
+        if self.experimenting: self.experimenting.end()
+        self.experimenting = Experimenting(load_settings(), lambda: self.bundle, self.prepared, self.meter.without_variant.inc)
+        self.experimenting.begin(None if one else folder)
 
     def prepared(self, folder: Path) -> ModelBundle: # raises `BundleError`
         "A bundle that has answered on trial."
@@ -105,7 +112,7 @@ class Replica:
 
     def use(self, bundle: ModelBundle) -> None: # one assignment: a request keeps the bundle that it began with
         old, self.bundle = self.bundle, bundle
-        if old is not None: vars(old).pop("_online", None) # it knows its bundle: a circle, and Ray has told Python not to look for those
+        if old is not None: released(old)
         self.meter.asof.set(bundle.moment.asof/1000)
 
     @property
@@ -126,15 +133,21 @@ class Replica:
     def about(self) -> dict: return self.bundle.manifest
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
-        return recommend(request, self.bundle, self.store, self.deadline_s, self.keep_s)
+        asked, bundle, variant = self.place(request)
+        found = recommend(asked, bundle, self.store, self.deadline_s, self.keep_s)
+        return replace(found, variant=variant) if variant else found
+
+    def place(self, request: RecommendationRequest) -> Placed:
+        bundle = self.bundle
+        return self.experimenting.place(request, bundle) if self.experimenting else Placed(request, bundle, None)
 
     def note(self, shown: Shown) -> None:
         if self.log is not None: self.log.note(shown)
 
     def explained(self, request: RecommendationRequest) -> tuple[RecommendationResponse, list[dict]]:
-        bundle = self.bundle
-        found, said = answer(request, bundle, self.store), online_of(bundle, self.store).newest.titles
-        return response(found), [as_why(e, titles_of(bundle, said)) for e in explain(found)]
+        asked, bundle, variant = self.place(request)
+        found, said = answer(asked, bundle, self.store), online_of(bundle, self.store).newest.titles
+        return replace(response(found), variant=variant), [as_why(e, titles_of(bundle, said)) for e in explain(found)]
 
     def take(self, events: list[dict]) -> int: # events that are on the bus now, and in the online store if it answers
         "Make events durable, then let the next list know them; raises `NotTaken` or `BusError`."
@@ -312,6 +325,7 @@ def main() -> int: # exit code
         root = bundles_root(settings)
         bundle = whole(root) # a replica checks it too, but half a minute later and inside a traceback of Ray's
         keys_for(settings)
+        experiments_of(settings)
         host, port = settings.serving.host, settings.serving.port
         print(f"{bundle.name} on {host}:{port}: starting Ray Serve (half a minute on 2 cores)", flush=True)
         store = look_at_store(settings)
@@ -319,7 +333,7 @@ def main() -> int: # exit code
         signal.signal(signal.SIGTERM, _interrupt) # ray.init put its own there
         print(f"ready after {time.monotonic() - began:.0f} s: {reach(host, port)}/docs", flush=True)
         while True: signal.pause()
-    except (SettingsError, BundleError, StoreError, StartError, KeysError) as e:
+    except (SettingsError, BundleError, StoreError, StartError, KeysError, ExperimentError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit):

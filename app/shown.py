@@ -17,7 +17,6 @@ class Shown(NamedTuple):
     found: RecommendationResponse
     ts: int              # ms since 1970
     latency_ms: float
-    variant: str | None  # experiment=variant, several with blanks between
 
 
 def as_list(
@@ -26,7 +25,7 @@ def as_list(
     "The record of it."
     asked, found = shown.asked, shown.found
     return {"request_id": asked.request_id, "ts": shown.ts, "user_id": asked.user_id, "surface": asked.surface, "bundle": found.bundle_id,
-            "variant": shown.variant, "fallback": found.fallback, "latency_ms": shown.latency_ms, "items": [i._asdict() for i in found.items]}
+            "variant": found.variant, "fallback": found.fallback, "latency_ms": shown.latency_ms, "items": [i._asdict() for i in found.items]}
 
 
 def lists_section(

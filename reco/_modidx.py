@@ -2122,4 +2122,10 @@ d = { 'settings': { 'branch': 'main',
                                'reco.tracking.version_of': ('tracking.html#version_of', 'reco/tracking.py'),
                                'reco.tracking.wanted_aliases': ('tracking.html#wanted_aliases', 'reco/tracking.py'),
                                'reco.tracking.without_password': ('tracking.html#without_password', 'reco/tracking.py'),
-                               'reco.tracking.write_new': ('tracking.html#write_new', 'reco/tracking.py')}}}
+                               'reco.tracking.write_new': ('tracking.html#write_new', 'reco/tracking.py')},
+            'reco.variants': { 'reco.variants.enter': ('variants.html#enter', 'reco/variants.py'),
+                               'reco.variants.family': ('variants.html#family', 'reco/variants.py'),
+                               'reco.variants.members': ('variants.html#members', 'reco/variants.py'),
+                               'reco.variants.strengths_with': ('variants.html#strengths_with', 'reco/variants.py'),
+                               'reco.variants.varied': ('variants.html#varied', 'reco/variants.py'),
+                               'reco.variants.varied_reranker': ('variants.html#varied_reranker', 'reco/variants.py')}}}

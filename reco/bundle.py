@@ -52,6 +52,7 @@ class ModelBundle:
     rerank: Rerank
     explore: Explore
     max_history: int       # latest events of a past
+    variant: str = ""      # what differs from what was saved, see `variants`
 
     @property
     def id(self)->str: return self.manifest["id"]

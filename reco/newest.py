@@ -16,8 +16,8 @@ from .candidates.content import Content
 from .candidates.newcomers import vector_of, with_newcomer
 from .features.items import ITEM_FEATURES
 from .features.live import LiveItem
-from .reranking.diversity import Exposure, fair_odds
 from .reranking.rules import settle
+from .variants import enter, members
 
 # %% ../nbs/60b_newest.ipynb #480c3620
 PRICE, DISCOUNT, AGE = (list(ITEM_FEATURES).index(f) for f in ("item_price", "item_discount", "item_age_d"))
@@ -50,7 +50,7 @@ def write(
     for attribute, said in CODED.items():
         if (word := getattr(item, said)) is not None: at.codes[attribute][i] = code_of(bundle, attribute, word)
     if item.available is not None: state.available[i] = at.codes["available"][i] = item.available
-    settle(compiled, np.array([i], np.int32))
+    for other in {id(m.reranker.compiled): m.reranker.compiled for m in members(bundle)}.values(): settle(other, np.array([i], np.int32))
 
 # %% ../nbs/60b_newest.ipynb #7cbcec2e
 def unread(
@@ -78,7 +78,7 @@ def bring_in(
     item:LiveItem,
 )->bool:            # whether there was a row for it
     "Give an item that the bundle does not know one of the free rows."
-    moment, r = bundle.moment, bundle.reranker
+    moment = bundle.moment
     if bundle.ids.get(item.item_id) < 0 and len(bundle.ids) >= len(moment.known): return False
     i = bundle.ids.add(item.item_id)
     write(bundle, i, item)
@@ -88,9 +88,8 @@ def bring_in(
     if unread(bundle, i): read_in(bundle, i, item, fellows[fellows != i])
     if not moment.known[i]:
         moment.state.created[i], moment.per_item[i, AGE] = item.created_at, 0
-        nobody = np.zeros(1, np.float32)
-        r.fair[i] = fair_odds(Exposure(nobody, nobody, nobody), r.strengths.tail, r.strengths.new, bundle.rerank.new_days)[0]
-        r.is_new[i] = moment.known[i] = True
+        for m in members(bundle): enter(m, i)
+        moment.known[i] = True
     return True
 
 # %% ../nbs/60b_newest.ipynb #7e1c37ca

@@ -196,6 +196,7 @@ class RecommendationResponse:
     without: tuple[str, ...] = ()      # what failed or was late and was done without: `store`, names of sources
     dropped: dict[str, int] = field(default_factory=dict) # rule → items dropped; empty for a list that was kept
     kept: bool = False                 # it was made for an earlier request in the same state
+    variant: str|None = None           # experiment=variant, several with blanks between; None outside of experiments
     seconds: dict[str, float] = field(default_factory=dict, compare=False) # stage, one of STAGES → seconds it took
     proposed: dict[str, int] = field(default_factory=dict, compare=False)  # source → candidates; empty for a list that was kept
 
@@ -402,7 +403,7 @@ def question_of(
     "What a list depends on, beside the shopper, the bundle and the state of the store."
     explores = request.request_id is not None and bundle.explore.epsilon > 0
     if request.events or request.now is not None or explores: return ""
-    return json.dumps([request.surface, request.k, list(request.context_items), request.filter])
+    return json.dumps([request.surface, request.k, list(request.context_items), request.filter, bundle.variant])
 
 def packed(
     r:RecommendationResponse,

@@ -140,7 +140,7 @@ def test_a_forged_list_goes_aside(http, replica):
     http.get("/recommendations/v1/hal?k=2")
     replica.log.flush()
     shown = Shown(RecommendationRequest("hal", 1, request_id="forged"), RecommendationResponse([ScoredItem("x", 0.5, "als", 0.0)], "b", False),
-                  round(datetime.now(UTC).timestamp() * 1000), 1.0, None)
+                  round(datetime.now(UTC).timestamp() * 1000), 1.0)
     section, client = lists_section(replica.settings), replica.store.client
     client.xadd(section.topic, {"event": SERVED.encode(as_list(shown))})
     client.xadd(section.topic, {"event": b"nothing of ours"})
@@ -152,7 +152,7 @@ def test_a_forged_list_goes_aside(http, replica):
 def test_consumers_end_together(replica, monkeypatch):
     def broken(*_: object, **__: object) -> None: raise ValueError("a defect")
     monkeypatch.setattr(app.consumer, "hold_lists", broken)
-    replica.note(Shown(RecommendationRequest("ian", 1, request_id="i"), RecommendationResponse([], "b", False), 1, 1.0, None))
+    replica.note(Shown(RecommendationRequest("ian", 1, request_id="i"), RecommendationResponse([], "b", False), 1, 1.0))
     replica.log.flush()
     ended = threading.Event()
     threading.Timer(30, ended.set).start()

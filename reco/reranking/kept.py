@@ -21,6 +21,7 @@ from .exposure import exposure_at
 from .habits import hold_days
 from .lists import Reranker, Strengths, make_reranker
 from .rulebook import RuleBook
+from .filters import Attributes
 from .rules import compile_rules
 from ..settings import Explore, Rerank, Rules
 
@@ -65,9 +66,10 @@ def reranker_of(
     rules:Rules,
     rerank:Rerank,
     exploring:Explore,
+    at:Attributes|None=None, # of these items, to be shared; made anew when not given
 )->Reranker:
     "Everything of re-ranking, for requests at or after the moment."
-    compiled = compile_rules(rules, kept.book, moment.state, ids, kept.hold)
+    compiled = compile_rules(rules, kept.book, moment.state, ids, kept.hold, at)
     strange = tuple(f"item:{s.rule.item}" for s,i in compiled.pins if not moment.known[i])
     compiled = replace(compiled, pins=tuple((s, i) for s,i in compiled.pins if moment.known[i]), unknown=compiled.unknown + strange)
     return make_reranker(compiled, kept.exposure, item_vectors(moment), kept.strengths, rerank, exploring)

@@ -202,9 +202,10 @@ def compile_rules(
     state:ItemState,  # in index order
     ids:IdMap,
     hold:np.ndarray|None=None, # float32 [n_items] days, of `hold_days`; the setting's days when not given
+    at:Attributes|None=None,   # to be shared with other rules of the same items; made of `state` when not given
 )->Compiled:
     "Rules that can be asked quickly; words that the catalogue lacks are listed in `unknown`."
-    at, lost, n = attributes(state, ids), [], len(state.price)
+    at, lost, n = at or attributes(state, ids), [], len(state.price)
     days = np.full(n, rules.exclude_bought_days) if hold is None else hold
     hold_ms = np.round(days.astype(np.float64)*86_400_000).astype(np.int64) if rules.exclude_bought_days else np.zeros(0, np.int64)
     bans, boosts = ([(s, bind(parse_filter(s.rule.filter), at, lost)) for s in rules_of] for rules_of in (book.bans, book.boosts))

@@ -1,0 +1,166 @@
+"""Which variant of which experiment answers a request. What variants need is got ready beside the requests, and a bad file changes nothing."""
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from app.following import giving_way
+from reco.bundle import BundleError, ModelBundle
+from reco.bundle_store import NotNow, Root, bundle_at
+from reco.challenger import challenger_name
+from reco.experiments.assignment import (
+    NON_PERSONALISED,
+    Arm,
+    Assigner,
+    ExperimentError,
+    Experiments,
+    changes_of,
+    label,
+    read_experiments,
+    served_by,
+)
+from reco.pipeline import RecommendationRequest
+from reco.settings import Settings
+from reco.variants import Changes, varied
+
+log = logging.getLogger("reco.serve")
+EVERY_S = 5.0  # between two looks at the file and at who is challenger
+MADE_AHEAD = 64  # combinations of variants that are made before somebody asks for them
+
+
+class Placed(NamedTuple):
+    "How a request is answered."
+    asked: RecommendationRequest
+    bundle: ModelBundle
+    label: str | None  # for the serve log; None outside of experiments
+
+
+class Means(NamedTuple):
+    "What the arms of a shopper come to."
+    serve: str  # champion, challenger, non_personalised or a bundle's id
+    changes: Changes
+
+
+def experiments_of(
+    settings: Settings,  # [experiments] file
+) -> Experiments:
+    "The experiments of the settings; raises `ExperimentError`."
+    return read_experiments(settings.path(settings.experiments.file) if settings.experiments.file else None)
+
+
+def combinations_of(
+    book: Experiments,
+) -> list[tuple[Arm, ...]]:
+    "Arms that a shopper can have together, the first `MADE_AHEAD` of them."
+    of_each = [[None, *(Arm(e.name, v, n == 0) for n, v in enumerate(e.variant))] for e in book.experiment]
+    return [tuple(a for a in arms if a) for arms in itertools.islice(itertools.product(*of_each), MADE_AHEAD)]
+
+
+class Experimenting:
+    "Keeps one replica's experiments as the file has them."
+    def __init__(self,
+        settings: Settings,
+        champion: Callable[[], ModelBundle | None],
+        prepare: Callable[[Path], ModelBundle],   # raises `BundleError`
+        missing: Callable[[], object] = lambda: None, # told of each answer for which a variant's bundle was not there
+    ):
+        self.settings, self.champion, self.prepare, self.missing = settings, champion, prepare, missing
+        self.root: Root | None = None             # where bundles are; None when one is served whatever there is
+        self.assigner: Assigner | None = None     # None: nothing is tried
+        self.book = Experiments()
+        self.means: dict[str, Means] = {}         # by label
+        self.others: dict[str, tuple[str, ModelBundle]] = {} # what a variant serves → id and bundle
+        self.seen: tuple[int, int] | None = None  # of the file that was read last
+        self.trouble, self.ended = "", threading.Event()
+
+    def begin(self, root: Root | None) -> None:
+        "Read the file, raise `ExperimentError` if it is bad, and follow it from here."
+        self.root = root
+        if not self.settings.experiments.file: return
+        self._read(self._mark())
+        threading.Thread(target=self._follow, name="experiments", daemon=True).start()
+
+    def end(self) -> None: self.ended.set()
+
+    def place(self,
+        asked: RecommendationRequest,
+        bundle: ModelBundle,  # the champion
+    ) -> Placed:
+        "Who answers, and with which settings."
+        if self.assigner is None: return Placed(asked, bundle, None)
+        now = time.time_ns() // 1_000_000 if asked.now is None else round(asked.now.timestamp() * 1000)
+        arms = self.assigner.arms(asked.user_id, now, asked.surface)
+        if not arms: return Placed(asked, bundle, None)
+        name = label(arms)
+        means = self.means.get(name) or self._learn(name, arms)
+        if means.serve == NON_PERSONALISED: asked = replace(asked, user_id=None)
+        return Placed(asked, varied(self._serving(means.serve, bundle), means.changes), name)
+
+    def look(self) -> None:
+        "Read the file if it is another, load what variants serve, and make what can be asked for; raises whatever goes wrong."
+        if (mark := self._mark()) != self.seen: self._read(mark)
+        wanted = {v.serve for e in self.book.experiment for v in e.variant} - {"champion", NON_PERSONALISED}
+        for serve in set(self.others) - wanted: self._let_go(serve)
+        for serve in sorted(wanted): self._have(serve)
+        if (bundle := self.champion()) is None: return
+        for arms in combinations_of(self.book):
+            with giving_way(): varied(self._serving(served_by(arms), bundle, quiet=True), changes_of(arms))
+
+    def _learn(self, name: str, arms: tuple[Arm, ...]) -> Means:
+        return self.means.setdefault(name, Means(served_by(arms), changes_of(arms)))
+
+    def _serving(self, serve: str, bundle: ModelBundle, quiet: bool = False) -> ModelBundle: # the champion where the other is not there
+        if serve in ("champion", NON_PERSONALISED): return bundle
+        found = self.others.get(serve)
+        if found is None:
+            if not quiet: self.missing()
+            return bundle
+        return bundle if found[0] == bundle.id else found[1]
+
+    def _mark(self) -> tuple[int, int]:
+        try: there = self.settings.path(self.settings.experiments.file).stat()
+        except OSError as e: raise ExperimentError(f"{self.settings.experiments.file}: {e.strerror}") from None
+        return there.st_ino, there.st_mtime_ns
+
+    def _read(self, mark: tuple[int, int]) -> None:
+        self.seen = mark # a bad file is read again when it changes
+        book = experiments_of(self.settings)
+        self.book, self.means = book, {}
+        self.assigner = Assigner(book) if book.experiment else None
+
+    def _have(self, serve: str) -> None:
+        if self.root is None: raise BundleError(f"serve = {serve!r}: one bundle is served whatever there is beside it")
+        name = challenger_name(self.root) if serve == "challenger" else serve
+        if not name: raise BundleError("serve = 'challenger': there is no challenger")
+        if (before := self.others.get(serve)) and before[0] == name: return
+        champion = self.champion()
+        with giving_way(): bundle = champion if champion and champion.id == name else self.prepare(bundle_at(self.root, name))
+        self.others[serve] = name, bundle
+        if before: released(before[1], champion)
+
+    def _let_go(self, serve: str) -> None: released(self.others.pop(serve)[1], self.champion())
+
+    def _follow(self) -> None:
+        while True:
+            try: self.look()
+            except (ExperimentError, BundleError, NotNow, OSError) as e: self._complain(str(e))
+            except Exception as e: self._complain(f"{type(e).__name__}: {e}") # the thread must live
+            else: self.trouble = ""
+            if self.ended.wait(EVERY_S): return
+
+    def _complain(self, trouble: str) -> None:
+        if trouble != self.trouble: log.error("experiments: %s; what was there before goes on", trouble)
+        self.trouble = trouble
+
+
+def released(
+    bundle: ModelBundle,
+    unless: ModelBundle | None = None, # that is still served
+) -> None:
+    "Break the circles of a bundle that goes: it knows its variants and its online state, these know it, and Ray has told Python not to look for circles."
+    if bundle is unless: return
+    for name in ("_online", "_family"): vars(bundle).pop(name, None)

@@ -1,0 +1,220 @@
+"""Experiments while the endpoint answers: the right shoppers get the right lists, the log says so, and nothing that goes wrong costs an answer."""
+
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.contract import create_app
+from app.experimenting import Experimenting, released
+from app.following import prepared, try_out
+from app.serve import Replica
+from app.shown import Shown, as_list
+from reco.bundle import ModelBundle, load_bundle, make_bundle, save_bundle
+from reco.challenger import set_challenger
+from reco.data.histories import epoch_ms
+from reco.experiments.assignment import Assigner, ExperimentError, label, read_experiments
+from reco.features.store import open_store
+from reco.pipeline import RecommendationRequest, recommend
+from reco.published import publish
+from reco.settings import ExperimentSettings, Settings
+from reco.variants import family, varied
+
+HEAD = '[[experiment]]\nname = "{0}"\n'
+VARIANT = '[[experiment.variant]]\nname = "{0}"\nweight = {1}\n{2}\n'
+
+
+def experiment(name: str, *variants: tuple[str, float, str], **more: str) -> str:
+    return HEAD.format(name) + "".join(f"{k} = {v}\n" for k, v in more.items()) + "".join(VARIANT.format(*v) for v in variants)
+
+
+VARIETY = experiment("variety", ("as_it_is", 0.5, ""), ("more", 0.5, "rerank = {diversity = 5.0, keep_first = 0}"))
+MODEL = experiment("model", ("old", 0.5, ""), ("new", 0.5, 'serve = "challenger"'))
+
+
+class Place:
+    """A replica, and a file of experiments that the test edits."""
+
+    def __init__(self, trained, tmp_path, store, text: str = ""):
+        self.trained, self.root, self.file, self.noted = trained, tmp_path / "bundles", tmp_path / "experiments.toml", []
+        self.settings = Settings(root=tmp_path, experiments=ExperimentSettings(file="experiments.toml"))
+        publish(self.save(0))
+        self.replica = Replica()
+        self.replica.bundle, self.replica.store = load_bundle(next(self.root.glob("2*"))), store
+        self.replica.note = self.noted.append
+        self.write(text)
+        self.trying = Experimenting(self.settings, lambda: self.replica.bundle, lambda folder: prepared(folder, try_out), self.replica.meter.without_variant.inc)
+        self.trying.root, self.replica.experimenting = self.root, self.trying
+        self.http = TestClient(create_app(self.replica))
+        self.trying.look()
+
+    def save(self, days: int):
+        asof = epoch_ms(self.trained.cutoffs.end) - days * 86_400_000
+        about = {"git_sha": "test", "metrics": []}
+        return save_bundle(make_bundle(self.trained.shop, asof, self.trained.rankers, self.trained.settings, about, choices=self.trained.choices), self.root)
+
+    def write(self, text: str) -> None:
+        self.file.with_suffix(".new").write_text(text)
+        self.file.with_suffix(".new").replace(self.file)
+
+    def ask(self, user: str):
+        answer = self.http.get(f"/recommendations/v1/{user}?k=10")
+        assert answer.status_code == 200
+        return answer, [x["item_id"] for x in answer.json()["recommendations"]]
+
+    def missing(self) -> float: return self.replica.meter.registry.get_sample_value("reco_lists_without_variant_total")
+
+
+@pytest.fixture
+def place(trained, tmp_path, store):
+    return lambda text="": Place(trained, tmp_path, store, text)
+
+
+def expected(bundle: ModelBundle, store, user: str | None) -> list[str]:
+    return [x.item_id for x in recommend(RecommendationRequest(user, 10), bundle, store).items]
+
+
+def test_each_shopper_gets_the_list_of_the_variant_that_the_hash_says(place, store):
+    shop = place(VARIETY)
+    by, plain = Assigner(read_experiments(shop.file)), shop.replica.bundle
+    other, seen, differ = varied(plain, {"rerank": {"diversity": 5.0, "keep_first": 0}}), Counter(), 0
+    for user in sorted(store.user_ids())[:60]:
+        answer, items = shop.ask(user)
+        [arm] = by.arms(user, 0, "for_you")
+        assert answer.headers["x-variant"] == label((arm,)) == shop.noted[-1].found.variant
+        assert items == expected(plain if arm.control else other, store, user)
+        assert as_list(shop.noted[-1])["variant"] == answer.headers["x-variant"] and as_list(shop.noted[-1])["user_id"] == user
+        seen[arm.variant.name] += 1
+        differ += items != expected(other if arm.control else plain, store, user)
+    assert min(seen.values()) > 15 and differ > 30
+
+
+def test_without_a_file_nothing_is_said_and_nobody_is_assigned(place):
+    shop = place()
+    assert shop.trying.assigner is None and "x-variant" not in shop.ask("u1")[0].headers and not family(shop.replica.bundle)
+    idle = Experimenting(Settings(), lambda: None, lambda folder: pytest.fail("nothing is to be loaded"))
+    idle.begin(shop.root)
+    assert idle.place(RecommendationRequest("u"), shop.replica.bundle).label is None
+
+
+def test_anonymous_visits_are_in_no_experiment(place):
+    shop = place(VARIETY)
+    visit = shop.http.post("/recommendations/v1/session", json={"k": 3})
+    assert visit.status_code == 200 and "x-variant" not in visit.headers and shop.noted[-1].found.variant is None
+
+
+def test_two_models_side_by_side_and_a_new_challenger_is_taken_up(place, store):
+    shop = place()
+    first = shop.save(3)
+    set_challenger(first)
+    shop.write(MODEL)
+    shop.trying.look()
+    ids = {user: shop.ask(user)[0].headers for user in sorted(store.user_ids())[:40]}
+    assert {(h["x-variant"], h["x-bundle-id"]) for h in ids.values()} == {("model=old", shop.replica.bundle_id), ("model=new", first.name)}
+    second = shop.save(5)
+    set_challenger(second)
+    shop.trying.look()
+    for user, before in ids.items():
+        now = shop.ask(user)[0].headers
+        assert now["x-variant"] == before["x-variant"] and now["x-bundle-id"] == (second.name if before["x-variant"] == "model=new" else shop.replica.bundle_id)
+    assert not shop.missing()
+
+
+def test_a_challenger_that_is_not_there_is_counted_and_the_champion_answers(place, store):
+    shop = place()
+    shop.write(MODEL)
+    with pytest.raises(Exception, match="there is no challenger"): shop.trying.look()
+    users = sorted(store.user_ids())[:20]
+    heads = [shop.ask(u)[0].headers for u in users]
+    new = [h for h in heads if h["x-variant"] == "model=new"]
+    assert 0 < len(new) < len(users) and {h["x-bundle-id"] for h in heads} == {shop.replica.bundle_id} and shop.missing() == len(new)
+
+
+def test_a_damaged_challenger_is_refused_and_the_one_before_goes_on(place, store):
+    shop = place()
+    first, second = shop.save(3), shop.save(5)
+    set_challenger(first)
+    shop.write(MODEL)
+    shop.trying.look()
+    with (second / "items.parquet").open("ab") as f: f.write(b"x")
+    set_challenger(second)
+    with pytest.raises(Exception, match="items.parquet"): shop.trying.look()
+    heads = [shop.ask(u)[0].headers for u in sorted(store.user_ids())[:20]]
+    assert {h["x-bundle-id"] for h in heads if h["x-variant"] == "model=new"} == {first.name}
+
+
+def test_the_list_of_a_stranger_for_those_who_are_to_get_it(place, store):
+    shop = place(experiment("worth", ("known", 0.0, ""), ("stranger", 1.0, 'serve = "non_personalised"')))
+    user = next(u for u in sorted(store.user_ids()) if len(store.events(u)) > 5)
+    answer, items = shop.ask(user)
+    assert items == expected(shop.replica.bundle, store, None) != expected(shop.replica.bundle, store, user)
+    assert answer.json()["user_id"] == user and as_list(shop.noted[-1])["user_id"] == user and answer.headers["x-variant"] == "worth=stranger"
+
+
+def test_two_experiments_at_once_add_up(place, store):
+    shop = place(VARIETY + experiment("caps", ("off", 0.5, ""), ("one", 0.5, "rules = {category_cap = 1}")))
+    seen = {shop.ask(u)[0].headers["x-variant"] for u in sorted(store.user_ids())[:60]}
+    assert seen == {f"variety={a} caps={b}" for a in ("as_it_is", "more") for b in ("off", "one")}
+    assert len(family(shop.replica.bundle)) == 3 # made ahead, and no more of them by asking
+
+
+def test_an_edited_file_holds_at_once_and_a_bad_one_changes_nothing(place):
+    shop = place(VARIETY)
+    assert shop.ask("u1")[0].headers["x-variant"].startswith("variety=")
+    shop.write(VARIETY.replace("0.5", "0.7"))
+    with pytest.raises(ExperimentError, match="add up to 1.4"): shop.trying.look()
+    assert shop.ask("u1")[0].headers["x-variant"].startswith("variety=")
+    shop.trying.look() # the same bad file is not read again
+    shop.write("holdout = 0.1\n")
+    shop.trying.look()
+    assert "x-variant" not in shop.ask("u1")[0].headers
+    shop.file.unlink()
+    with pytest.raises(ExperimentError, match="experiments.toml"): shop.trying.look()
+
+
+def test_a_bad_file_at_the_start_is_an_error(place, tmp_path):
+    shop = place()
+    shop.write("experiment = 3")
+    with pytest.raises(ExperimentError, match="experiments.toml"): Experimenting(shop.settings, lambda: None, load_bundle).begin(shop.root)
+
+
+def test_it_follows_by_itself_and_ends(place, monkeypatch):
+    monkeypatch.setattr("app.experimenting.EVERY_S", 0.05)
+    shop = place()
+    shop.trying.begin(shop.root)
+    shop.write(VARIETY)
+    until = time.monotonic() + 10
+    while "x-variant" not in shop.ask("u1")[0].headers and time.monotonic() < until: time.sleep(0.05)
+    assert "x-variant" in shop.ask("u1")[0].headers
+    shop.trying.end()
+
+
+def test_a_bundle_that_goes_leaves_no_circle(place, store):
+    import gc
+    import weakref
+    shop = place(VARIETY)
+    shop.ask("u1")
+    old, shop.replica.bundle = shop.replica.bundle, load_bundle(next(shop.root.glob("2*")))
+    gone = weakref.ref(old)
+    gc.disable()
+    try:
+        released(old)
+        shop.noted.clear()
+        del old
+        assert gone() is None
+    finally: gc.enable()
+
+
+def test_explaining_and_kept_lists_know_their_variant(bundle, trained, tmp_path):
+    settings = trained.settings.model_copy(update={"root": tmp_path})
+    store = open_store(settings)
+    try:
+        other, asked = varied(bundle, {"rerank": {"diversity": 5.0, "keep_first": 0}}), RecommendationRequest("nobody", 10)
+        plain = [recommend(asked, bundle, store, keep_s=60) for _ in range(2)]
+        mine = [recommend(asked, other, store, keep_s=60) for _ in range(2)]
+        assert [x.kept for x in plain] == [x.kept for x in mine] == [False, True]
+        assert plain[0].items == plain[1].items and mine[0].items == mine[1].items and mine[0].items != plain[0].items
+        assert as_list(Shown(replace(asked, request_id="r"), replace(mine[1], variant="a=b"), 1, 1.0))["variant"] == "a=b"
+    finally: store.close()
