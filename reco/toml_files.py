@@ -67,6 +67,7 @@ def mistake(
     line, hint = f", line {line_of(text, where)}" if where else "", allowed(where, model)
     return f"{line}: {place}{shown}: {e['msg'].removeprefix('Value error, ')}{f' ({hint})' if hint else ''}"
 
+# %% ../nbs/01a_toml_files.ipynb #36b4396c
 Model = TypeVar("Model", bound=BaseModel)
 
 def read_toml(
