@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,15 @@ def run_record(settings: Settings, sha: str, inputs: dict[str, str], snapshots: 
     return {"project": PROJECT, "flow": current.flow_name, "run_id": current.run_id, "git_sha": sha,
             "seed": settings.project.seed, "asof": asof.isoformat() if asof else None, "inputs": inputs,
             "snapshots": snapshots, "settings": settings.model_dump(mode="json", exclude={"root"})}
+
+
+def moment_of(text: str) -> datetime:
+    """A moment from the command line; ends the run when it is none."""
+    if not text: return datetime.now(UTC)
+    try: at = datetime.fromisoformat(text)
+    except ValueError as e: sys.exit(f"--asof {text}: {e}")
+    if at.tzinfo is None: sys.exit(f"--asof {text}: a time zone is needed, such as +00:00")
+    return at.astimezone(UTC)
 
 
 TABLES = "interactions", "catalog" # of the lake, that a model is made of

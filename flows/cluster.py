@@ -47,11 +47,11 @@ def as_ini(settings: Settings) -> str:
 
 
 def packed() -> dict[str, Path]:
-    """Files that go along, by their name beside the flow: the settings, and the rules that they name."""
+    """Files that go along, by their name beside the flow: the settings, and the rules and experiments that they name."""
     path = Path(folder().name)/"settings.ini"
     path.write_text(as_ini(SETTINGS), "utf-8")
-    rules = Path(SETTINGS.rules.file)
-    return {"settings.ini": path} | ({str(rules): SETTINGS.path(rules)} if SETTINGS.rules.file and not rules.is_absolute() else {})
+    named = [f for f in (SETTINGS.rules.file, SETTINGS.experiments.file) if f and not Path(f).is_absolute()]
+    return {"settings.ini": path} | {f: SETTINGS.path(f) for f in named}
 
 
 class on_cluster(FlowMutator): # noqa: N801 (a decorator)

@@ -38,6 +38,7 @@ NEEDS: dict[str, dict[str, Need]] = {
     "UpkeepFlow": {"*": Need(), "upkeep": Need(1, 1_024, 256)},
     "SearchFlow": {"*": Need(1, 1_024), "start": Need(1, 1_024, 512), "sources": LEARN, "ranking": LEARN, "reranking": LEARN, "end": LEARN},
     "MonitorFlow": {"*": Need(1, 1_536, 512)},
+    "KpisFlow": {"*": Need(), "count": Need(1, 1_536, 512)},
     "ReportFlow": {"*": Need(1, 1_536, 512), "write": LEARN},
 }
 

@@ -1,0 +1,124 @@
+"""What the shop earned from its lists, day by day, and what experiments say so far: `python flows/kpis.py run`; `[kpis]` and `[experiments]` have the settings.
+
+The last days are counted again until their purchases are complete; a day that was counted is replaced. Can be run at any time, and again.
+"""
+import sys
+from datetime import UTC, datetime, time, timedelta
+
+import polars as pl
+from base import HERE, PROJECT, SETTINGS, card_lines, card_table, moment_of, run_record
+from cluster import on_cluster
+from metaflow import FlowSpec, Parameter, card, current, project, schedule, step
+from metaflow.cards import Markdown
+
+import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
+from reco.data.lake import open_lake
+from reco.provenance import git_sha
+
+TABLES = "exposures", "interactions", "catalog"
+K = SETTINGS.kpis
+
+
+@on_cluster
+@project(name=PROJECT)
+@schedule(cron=SETTINGS.schedule.kpis, daily=False, timezone="UTC")
+class KpisFlow(FlowSpec):
+    """Business metrics, variety, retention and experiments, from the serve log and what shoppers did, into the lake."""
+
+    asof = Parameter("asof", default="", help="the moment to look back from, ISO 8601 with a time zone; now if not given")
+    days = Parameter("days", default=K.days, type=int, help="days to count again, today included")
+
+    @step
+    def start(self):
+        """Fix what the run depends on: settings, code, moment, experiments, the state of the lake."""
+        self.settings, self.git_sha, self.now, lake = SETTINGS.without_secrets(), git_sha(HERE), moment_of(self.asof), open_lake(SETTINGS)
+        if self.days < 1: sys.exit(f"--days {self.days}: 1 or more")
+        if missing := [t for t in TABLES if t not in lake.tables()]:
+            sys.exit(f"the lake has no {', '.join(missing)}: exposures come from the endpoint through `python -m app.consumer`, the others from `python flows/ingest.py run`")
+        self.book = experiments()
+        self.snapshots = {t: lake.snapshot(t) for t in TABLES}
+        self.next(self.count)
+
+    @card(type="blank")
+    @step
+    def count(self):
+        """Count, read the experiments, and keep both."""
+        from reco.monitoring.days import keep_days  # brings SciPy, which takes a second
+        lake = open_lake(SETTINGS)
+        self.tables, self.unread = counted(lake, self.snapshots, self.now, self.days, self.book)
+        self.kept = keep_days(lake, self.tables)
+        show_figures(self.now, self.tables["kpis"])
+        for part in card_parts(self): current.card.append(part)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        """Record the run and say what was found."""
+        self.record = run_record(self.settings, self.git_sha, {"lake": SETTINGS.lake.root}, self.snapshots, self.now)
+        for line in said(self.tables): print(line)
+        for name, why in self.unread.items(): print(f"warning: experiment {name} is not read: {why}")
+        print("kept: " + ", ".join(f"{n:,} rows of {t}" for t, n in self.kept.items()))
+
+
+def experiments():
+    """The experiments of the settings; a bad file ends the run with what is wrong in it."""
+    from reco.experiments.assignment import ExperimentError, read_experiments
+    try: return read_experiments(SETTINGS.path(SETTINGS.experiments.file) if SETTINGS.experiments.file else None)
+    except ExperimentError as e: sys.exit(f"experiments: {e}")
+
+
+def counted(lake, snapshots: dict[str, str], now: datetime, days: int, book) -> tuple[dict[str, pl.DataFrame], dict[str, str]]:
+    """The tables of the last days, and why an experiment could not be read."""
+    from reco.data.histories import epoch_ms
+    from reco.monitoring.credit import outcomes_of
+    from reco.monitoring.days import BEFORE, kpis_by_day, readout_of, retention_by_day, variety_by_day, with_segment
+    exposures, events, catalog = (lake.read(t, snapshots[t]) for t in TABLES)
+    events, window = events.filter(pl.col("ts") < now), timedelta(hours=K.window_hours)
+    midnight = datetime.combine(now.date(), time(), UTC)
+    since = midnight - timedelta(days=days - 1)
+    running = [e for e in book.experiment if e.window[0] < epoch_ms(now)]
+    oldest = epoch_ms(midnight - timedelta(days=K.experiment_days)) # an experiment without a first day began long ago
+    first = min([since, *(datetime.fromtimestamp(max(e.window[0], oldest)/1000, UTC) - BEFORE for e in running)])
+    shown = exposures.filter(pl.col("ts") >= first, pl.col("ts") < now).collect()
+    outcomes = outcomes_of(shown, events.filter(pl.col("ts") >= first).collect(), window)
+    late = outcomes.filter(pl.col("ts") >= since)
+    tables = {"kpis": kpis_by_day(with_segment(late, events)), "variety": variety_by_day(late, catalog, events, SETTINGS.rerank.new_days),
+              "retention": retention_by_day(events, now.date(), K.retention_days)}
+    E = SETTINGS.experiments
+    found = {e.name: readout_of(e, outcomes, alpha=E.alpha, plan=E.plan, srm_alpha=E.srm_alpha, least=E.min_shoppers) for e in running}
+    readouts = [table.select(pl.lit(now.date()).alias("day"), pl.lit(name).alias("experiment"), pl.all()) for name, (table, why) in found.items() if not why]
+    return tables | {"readouts": pl.concat(readouts) if readouts else pl.DataFrame()}, {name: why for name, (_, why) in found.items() if why}
+
+
+def said(tables: dict[str, pl.DataFrame]) -> list[str]:
+    """A line per day, and one per verdict."""
+    percent = lambda x: "–" if x is None else f"{100*x:.2f}%"
+    days = tables["kpis"].filter(pl.col("by") == "").sort("day")
+    lines = [f"{r['day']}: {r['exposures']:,} exposures to {r['shoppers']:,} shoppers, CTR {percent(r['CTR'])}, CVR {percent(r['CVR'])}, "
+             f"revenue {r['revenue']:,.2f}" for r in days.iter_rows(named=True)] or ["nothing was shown in these days"]
+    return lines + [f"experiment {r['experiment']}: {r['variant']}, {r['metric']}: {r['verdict']}" for r in tables["readouts"].iter_rows(named=True)]
+
+
+def show_figures(now: datetime, kpis: pl.DataFrame) -> None:
+    """A file for Prometheus beside that of flows/monitor.py, where the settings name one."""
+    if not SETTINGS.monitor.textfile: return
+    from textfile import figures_of_lists, write_figures
+    path = SETTINGS.path(SETTINGS.monitor.textfile)
+    path = path.with_name(f"{path.stem}_kpis.prom")
+    if trouble := write_figures(path, figures_of_lists(now, kpis, timedelta(hours=K.window_hours))): print(f"warning: no figures for Prometheus in {path}: {trouble}")
+
+
+def card_parts(run: KpisFlow) -> list:
+    """The card: the days, the questions, variety, retention and experiments."""
+    days, rest = run.tables["kpis"].filter(pl.col("by") == ""), run.tables["kpis"].filter(pl.col("by") != "")
+    shown = ["day", "by", "value", "shoppers", "exposures", "CTR", "CTR_low", "CTR_high", "CVR", "AOV", "revenue_per_1000"]
+    lines = days.select("day", "CTR", "CTR_low", "CTR_high").unpivot(index="day").filter(pl.col("value").is_not_null())
+    parts = [Markdown(f"# What the lists earned, as of {run.now:%Y-%m-%d %H:%M}"), card_table(days.select(c for c in shown if c not in ("by", "value")))]
+    if lines.height: parts.append(card_lines(lines, "day", "value", "variable"))
+    parts += [Markdown("## By surface, source, variant, segment, bundle and rank"), card_table(rest.select(shown).sort("day", "by", "value", descending=[True, False, False]).head(200)),
+              Markdown("## Variety"), card_table(run.tables["variety"]), Markdown("## Retention"), card_table(run.tables["retention"].tail(30))]
+    if run.tables["readouts"].height: parts += [Markdown("## Experiments"), card_table(run.tables["readouts"])]
+    return parts + [Markdown(f"Experiment {name} is not read: {why}") for name, why in run.unread.items()]
+
+
+if __name__ == "__main__": KpisFlow()

@@ -1,0 +1,191 @@
+"""The books of a day: what counting by hand gives, whenever and however often they are made; and the flow that makes them."""
+
+import math
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from flow_runs import run_flow
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reco.data.lake import Lake
+from reco.experiments.assignment import Assigner, Experiment, Experiments, Variant, label
+from reco.monitoring.credit import outcomes_of
+from reco.monitoring.days import (
+    KEYS,
+    SEGMENTS,
+    items_before,
+    keep_days,
+    kpis_by_day,
+    readout_of,
+    retention_by_day,
+    variety,
+    variety_by_day,
+    with_segment,
+)
+from reco.schemas import EXPOSURES, INTERACTIONS, conform
+
+START = datetime(2026, 5, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+HALVES = (Variant(name="old", weight=0.5), Variant(name="new", weight=0.5, rerank={"diversity": 1.0}))
+
+
+def at(hours: float) -> datetime: return START + timedelta(hours=hours)
+
+
+EVENTS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 20), st.sampled_from(["impression", "view", "addtocart", "transaction"])), max_size=12)
+ASKED = st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", None]), st.integers(0, 20)), min_size=1, max_size=8)
+
+
+@given(EVENTS, ASKED)
+def test_segments_are_what_was_known_at_the_time(events, asked):
+    log = pl.DataFrame([(u, at(h), e) for u, h, e in events], schema={"user_id": pl.String, "ts": pl.Datetime("ms", "UTC"), "event": pl.String}, orient="row")
+    rows = pl.DataFrame([(u, at(h)) for u, h in asked], schema={"user_id": pl.String, "ts": pl.Datetime("ms", "UTC")}, orient="row")
+    found = with_segment(rows, log.lazy())["segment"].to_list()
+    for (who, hour), name in zip(asked, found, strict=True):
+        before = {e for u, h, e in events if u == who and h < hour and e != "impression"}
+        assert name == ("anonymous" if who is None else "buyer" if "transaction" in before else "browser" if before else "new")
+    assert set(found) <= set(SEGMENTS)
+
+
+@given(st.lists(st.tuples(st.sampled_from([f"i{n}" for n in range(12)]), st.integers(0, 9)), max_size=30), st.lists(st.sampled_from([f"i{n}" for n in range(12)]), min_size=1, max_size=20))
+def test_variety_is_what_counting_by_hand_gives(touched, shown):
+    now = at(24 * 30)
+    catalog = pl.DataFrame({"item_id": [f"i{n}" for n in range(10)], "valid_from": [START + timedelta(days=3 * n) for n in range(10)]}).lazy()
+    log = pl.DataFrame([(i, START + timedelta(days=d), "view") for i, d in touched], schema={"item_id": pl.String, "ts": pl.Datetime("ms", "UTC"), "event": pl.String}, orient="row").lazy()
+    items = items_before(catalog, log, now)
+    found = variety(pl.DataFrame({"item_id": shown, "ts": now}, schema_overrides={"ts": pl.Datetime("ms", "UTC")}), items, 14)
+    there = {f"i{n}" for n in range(10)} | {i for i, _ in touched}
+    touches = Counter(i for i, _ in touched)
+    ranked = sorted(there, key=lambda i: (-touches[i], i))
+    head, known = set(ranked[: math.ceil(len(there) * 0.2)]), [i for i in shown if i in there]
+    since = {i: min([START + timedelta(days=3 * int(i[1:]))] * (int(i[1:]) < 10) + [START + timedelta(days=d) for j, d in touched if j == i]) for i in there}
+    assert found["items"] == len(there) and found["shown"] == len(shown) and found["coverage"] == pytest.approx(len(set(known)) / len(there))
+    if not known: return
+    assert found["tail"] == pytest.approx(np.mean([i not in head for i in known]))
+    assert found["new"] == pytest.approx(np.mean([now - since[i] <= 14 * DAY for i in known]))
+    total = max(sum(touches.values()), 1)
+    assert found["novelty"] == pytest.approx(np.mean([-math.log2(max(touches[i], 1) / total) for i in known]))
+
+
+def traffic(days: int = 4, users: int = 60, seed: int = 1, lift: float = 0.0, book: Experiments | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Lists of three on each day, a click on some, a purchase an hour after half of the clicks; with an experiment where one is given."""
+    rng, by, shown, did = np.random.default_rng(seed), Assigner(book or Experiments()), [], []
+    for d in range(days):
+        for u in range(users):
+            name, when = f"r{d}-{u}", at(24 * d + 12) + timedelta(seconds=u)
+            variant = label(by.arms(f"u{u}", round(when.timestamp() * 1000), "for_you")) or None
+            for rank in range(3):
+                item = f"i{rng.integers(20)}-{rank}"
+                shown.append({"request_id": name, "ts": when, "user_id": f"u{u}", "surface": "for_you", "rank": rank + 1, "item_id": item, "bundle": "b",
+                              "source": ("als", "recent")[u % 2], "variant": variant})
+                if rng.random() > 0.2 * (1 + lift * ("new" in (variant or ""))): continue
+                event = lambda kind, minutes, w=when, i=item, n=name, who=u, **more: did.append(
+                    {"event_id": f"{kind} {n} {i}", "ts": w + timedelta(minutes=minutes), "user_id": f"u{who}", "item_id": i, "event": kind} | more)
+                event("click", 1, request_id=name)
+                if rng.random() < 0.5: event("transaction", 60, order_id=f"o {name}", quantity=1, price=10.0)
+    return conform(pl.DataFrame(shown), EXPOSURES), conform(pl.DataFrame(did, infer_schema_length=None), INTERACTIONS)
+
+
+def test_every_question_divides_the_same_day(tmp_path):
+    shown, did = traffic()
+    outcomes = with_segment(outcomes_of(shown, did, DAY), did.lazy())
+    books = kpis_by_day(outcomes)
+    whole = books.filter(pl.col("by") == "").sort("day")
+    assert whole["day"].to_list() == [date(2026, 5, 1) + timedelta(days=d) for d in range(4)] and whole["exposures"].to_list() == [180] * 4
+    for by in set(books["by"]) - {""}:
+        parts = books.filter(pl.col("by") == by).group_by("day").agg(pl.col("exposures", "click", "purchase", "revenue").sum()).sort("day")
+        assert parts.equals(whole.select(parts.columns)), by
+    assert set(books.filter(pl.col("by") == "variant")["value"]) == {"none"}
+
+
+def test_a_day_counted_before_its_purchases_came_is_put_right(tmp_path):
+    lake, (shown, did) = Lake(tmp_path / "lake"), traffic()
+    early = kpis_by_day(with_segment(outcomes_of(shown, did.filter(pl.col("event") == "click"), DAY), did.lazy()))
+    late = kpis_by_day(with_segment(outcomes_of(shown, did, DAY), did.lazy()))
+    keep_days(lake, {"kpis": early})
+    assert lake.read("kpis").collect()["purchase"].sum() == 0
+    for _ in range(2): keep_days(lake, {"kpis": late, "retention": retention_by_day(did.lazy(), date(2026, 5, 5), 60)})
+    kept = lake.read("kpis").collect()
+    assert kept.height == late.height == kept.select(KEYS["kpis"]).n_unique() and kept["purchase"].sum() == late["purchase"].sum() > 0
+
+
+def test_an_empty_day_has_no_rows():
+    shown, did = traffic(1)
+    none = outcomes_of(shown.clear(), did, DAY)
+    assert kpis_by_day(with_segment(none, did.lazy())).is_empty()
+    assert variety_by_day(none, pl.LazyFrame(schema={"item_id": pl.String, "valid_from": pl.Datetime("ms", "UTC")}), did.lazy(), 14).is_empty()
+    assert retention_by_day(did.clear().lazy(), date(2026, 5, 5), 60).is_empty()
+
+
+def running(**more: object) -> Experiment: return Experiment(name="lists", variant=HALVES, **more)
+
+
+def test_an_experiment_with_a_difference_is_found_and_one_without_is_not():
+    for lift, wanted in ((1.0, "ahead"), (0.0, "not decided")):
+        book = Experiments(experiment=(running(),))
+        shown, did = traffic(8, 400, 3, lift, book)
+        says, why = readout_of(running(), outcomes_of(shown, did, DAY))
+        assert not why and dict(says.select("metric", "verdict").rows())["CTR"] == wanted
+        assert says["shoppers"].max() + says.filter(metric="CTR")["shoppers"][0] > 300
+
+
+def test_only_its_own_time_and_surfaces_count():
+    e = running(**{"from": at(48).isoformat(), "until": at(96).isoformat(), "surfaces": ["for_you"]})
+    shown, did = traffic(6, 100, 3, 0.0, Experiments(experiment=(running(),)))
+    outcomes = outcomes_of(shown, did, DAY)
+    says, why = readout_of(e, outcomes.filter(pl.col("ts") >= at(48)), least=1)
+    only = shown.filter(pl.col("ts") >= at(48), pl.col("ts") < at(96))
+    clicks = did.filter(pl.col("event") == "click").join(only.select("request_id", "item_id", "variant"), on=["request_id", "item_id"])
+    of = lambda frame, name: frame.filter(pl.col("variant") == f"lists={name}").height
+    row = says.filter(metric="CTR").row(0, named=True)
+    assert not why and row["value"] == pytest.approx(of(clicks, "new") / of(only, "new")) and row["control"] == pytest.approx(of(clicks, "old") / of(only, "old"))
+    adjusted = readout_of(e, outcomes)[0].filter(metric="CTR").row(0, named=True) # by what the first two days tell
+    assert row["saved"] == 0 != adjusted["saved"] and adjusted["shoppers"] == row["shoppers"] and adjusted["value"] == pytest.approx(row["value"], rel=0.05)
+    assert readout_of(e.model_copy(update={"surfaces": ("similar",)}), outcomes)[0]["shoppers"].sum() == 0
+
+
+def test_what_cannot_be_read_is_said():
+    shown, did = traffic(3, 60, 3, 0.0, Experiments(experiment=(running(),)))
+    outcomes = outcomes_of(shown, did, DAY)
+    renamed = Experiment(name="lists", variant=(HALVES[0], Variant(name="newer", weight=0.5, rerank={"diversity": 1.0})))
+    table, why = readout_of(renamed, outcomes)
+    assert table.is_empty() and "does not have any more: new" in why
+    moved = outcomes.with_columns(variant=pl.when((pl.col("user_id") == "u1") & (pl.col("ts") > at(24))).then(pl.lit("lists=old")).when(pl.col("user_id") == "u1").then(pl.lit("lists=new")).otherwise("variant"))
+    table, why = readout_of(running(), moved)
+    assert table.is_empty() and "u1" in why and "two variants" in why
+    assert "two variants or more" not in readout_of(running(), outcomes.clear())[1]
+
+
+EXPERIMENT = '[[experiment]]\nname = "lists"\n[[experiment.variant]]\nname = "old"\nweight = 0.5\n[[experiment.variant]]\nname = "new"\nweight = 0.5\nrerank = {diversity = 1.0}\n'
+
+
+def test_the_flow_as_an_operator_runs_it(tmp_path):
+    (tmp_path / "settings.ini").write_text("[lake]\nroot = lake\n[monitor]\ntextfile = figures/reco.prom\n[experiments]\nfile = experiments.toml\n")
+    (tmp_path / "experiments.toml").write_text(EXPERIMENT)
+    lake = Lake(tmp_path / "lake")
+    refused = run_flow(tmp_path, "kpis")
+    assert refused.returncode == 1 and "no exposures, interactions, catalog" in refused.stdout
+    shown, did = traffic(6, 200, 5, 1.5, Experiments(experiment=(running(),)))
+    lake.write("exposures", shown, key=["request_id", "surface", "rank"], day_of="ts")
+    old = did.head(1).with_columns(event_id=pl.lit("old"), ts=pl.col("ts") - timedelta(days=9), user_id=pl.lit("an early bird")) # else all is the log's first week
+    lake.write("interactions", pl.concat([did, old]), key=["event_id"], day_of="ts")
+    lake.write("catalog", pl.DataFrame({"item_id": shown["item_id"].unique().sort(), "valid_from": START}), key=["item_id", "valid_from"])
+    done = run_flow(tmp_path, "kpis", "run", "--asof", at(24 * 5 + 18).isoformat(), "--days", "4")
+    assert done.returncode == 0, done.stdout
+    whole = lake.read("kpis").collect().filter(pl.col("by") == "").sort("day")
+    assert whole["day"].to_list() == [date(2026, 5, 3) + timedelta(days=d) for d in range(4)] and whole["exposures"].to_list() == [600] * 4
+    hand = outcomes_of(shown, did, DAY).filter(pl.col("ts") >= at(48)).group_by(pl.col("ts").dt.date()).agg(pl.col("click").sum()).sort("ts")
+    assert whole["click"].to_list() == hand["click"].to_list() and "2026-05-06: 600 exposures to 200 shoppers" in done.stdout
+    figures = (tmp_path / "figures" / "reco_kpis.prom").read_text() # of the last day whose purchases are complete
+    of_may_4 = whole.filter(day=date(2026, 5, 4))["CTR"].item()
+    assert f'reco_kpi_ctr_ratio{{surface="all"}} {of_may_4}' in figures and f'reco_kpi_ctr_ratio{{surface="for_you"}} {of_may_4}' in figures
+    says = lake.read("readouts").collect().filter(metric="CTR").row(0, named=True)
+    assert says["verdict"] == "ahead" and says["day"] == date(2026, 5, 6) and "experiment lists: new, CTR: ahead" in done.stdout
+    assert set(lake.read("variety").collect()["surface"]) == {"", "for_you"} and lake.read("retention").collect()["cohort"].to_list() == [date(2026, 5, 1) + timedelta(days=d) for d in range(5)]
+    assert len(list((tmp_path / ".metaflow").rglob("*.html"))) == 1
+    again = run_flow(tmp_path, "kpis", "run", "--asof", "2026-05-07")
+    assert again.returncode == 1 and "a time zone is needed" in again.stdout
