@@ -93,7 +93,7 @@ def hold_lists(
 
 # %% ../../nbs/15e_data.served.ipynb #d9c3a98d
 log, T = logging.getLogger("reco.served"), TypeVar("T")
-EVERY_S, BITE, PAUSE_S = .25, 50, 2. # between two rounds; lists per send; after a bus that did not answer
+EVERY_S, BITE, PAUSE_S = .25, 20, 2. # between two rounds; lists per send; after a bus that did not answer
 
 class ServeLog(Generic[T]):
     "Notes lists and sends them, until it is closed."
