@@ -15,7 +15,7 @@ from reco.features.store import OnlineStore
 from reco.pipeline import RecommendationRequest, answer
 from reco.published import Publication, champion_name, earlier_of, publications, publish, rollback, standing
 from reco.redis_server import StoreError
-from reco.reranking.rulebook import SURFACES
+from reco.schemas import SURFACES
 
 log = logging.getLogger("reco.serve")
 

@@ -53,7 +53,7 @@ def bare_trees(kept: Scratch, settings: Settings) -> None:
     from reco.ranking.choosing import binned, boosted
     from reco.ranking.examples import joined
     from reco.ranking.orders import ENOUGH
-    from reco.reranking.rulebook import SURFACES
+    from reco.schemas import SURFACES
     for surface in SURFACES:
         train, validation = joined([kept.get(f"{surface}-train-{i}") for i in range(settings.train.cutoffs - 1)]), kept.get(f"{surface}-validation")
         if min(len(train.sizes), len(validation.sizes)) < ENOUGH: continue

@@ -38,7 +38,7 @@ from reco.ranking.alarms import leak_report, stop_on_leaks
 from reco.ranking.examples import joined
 from reco.ranking.shapley import dependence_figure, importance, importance_figure, shapley
 from reco.ranking.training import cutoffs_of, examples_at, fit_surface
-from reco.reranking.rulebook import SURFACES
+from reco.schemas import SURFACES
 from reco.tracking import log_training, mirror
 
 DECIDED = "settings", "git_sha", "book", "snapshots", "cutoffs", "asof", "run_name"  # at the start, for all steps

@@ -33,9 +33,8 @@ from .ranking.orders import FUSED, Order
 from .ranking.surfaces import context_of, context_rows
 from .reranking.filters import Bound, FilterError, Term, bind, parse_filter
 from .reranking.lists import Reranker, rerank
-from .reranking.rulebook import SURFACES
 from .reranking.rules import BEYOND, hard_fates, pins_now
-from .schemas import EVENTS
+from .schemas import EVENTS, SURFACES
 
 # %% ../nbs/61_pipeline.ipynb #b8904c2a
 @dataclass(frozen=True)

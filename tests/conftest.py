@@ -17,7 +17,7 @@ from reco.published import publish
 from reco.ranking.lambdamart import Ranker
 from reco.ranking.orders import Choice
 from reco.ranking.training import cutoffs_of, fit_rankers, training_examples
-from reco.reranking.rulebook import SURFACES
+from reco.schemas import SURFACES
 from reco.settings import Ranking, Settings, Train
 
 END = datetime(2026, 5, 1, tzinfo=UTC)

@@ -19,7 +19,8 @@ from reco.data.shop import index_shop
 from reco.explain import ENGLISH, Facts, Reason, explain, in_words, loudness, named, one_by_one, titles_of
 from reco.pipeline import RecommendationRequest, UserEvent, answer, recommend, response
 from reco.ranking.contributions import contributions, walk_of
-from reco.reranking.rulebook import SURFACES, Pin, RuleBook
+from reco.reranking.rulebook import Pin, RuleBook
+from reco.schemas import SURFACES
 
 ABOUT_THE_ITEM = {"popular", "popular_in", "trend", "trend_in", "new", "new_in", "reduced", "habits", "catalogue"}
 EVENTS = ["click", "view", "addtocart", "transaction"]

@@ -15,7 +15,8 @@ from reco.bundle import ModelBundle, make_bundle
 from reco.data.histories import epoch_ms
 from reco.data.shop import index_shop
 from reco.pipeline import RecommendationRequest, RecommendationResponse, UserEvent, recommend
-from reco.reranking.rulebook import SURFACES, RuleBook
+from reco.reranking.rulebook import RuleBook
+from reco.schemas import SURFACES
 
 TABLE = (Path(__file__).parents[1] / "docs" / "who_gets_what.md").read_text()
 TEXT, BARE = "zz_text", "zz_bare"  # items that join the shop on its last day; the first is a bestseller's twin in words

@@ -27,7 +27,7 @@ from ..features.store import OnlineStore, open_store
 from ..moment import Moment, fit_moment, ranker_rows
 from ..pipeline import RecommendationRequest, UserEvent, answer
 from ..ranking.surfaces import context_of, context_rows
-from ..reranking.rulebook import SURFACES
+from ..schemas import SURFACES
 from ..settings import Settings, Train
 
 # %% ../../nbs/78_evaluation.skew.ipynb #1685cc51

@@ -23,7 +23,7 @@ import reco
 from ..bundle import ModelBundle, load_bundle
 from ..data.histories import epoch_ms
 from ..pipeline import RecommendationRequest, UserEvent, recommend
-from ..reranking.rulebook import SURFACES
+from ..schemas import SURFACES
 
 # %% ../../nbs/79_evaluation.trial.ipynb #90eb8921
 def questions_of(

@@ -19,7 +19,8 @@ from typing import Annotated, Any
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..reranking.rulebook import SURFACES, Windowed
+from ..reranking.rulebook import Windowed
+from ..schemas import SURFACES
 from ..settings import Explore, Rerank, Rules
 from ..toml_files import read_toml
 

@@ -18,7 +18,8 @@ from ..data.histories import TRANSACTION, Histories
 from ..features.items import ItemState
 from ..ids import IdMap
 from .filters import Attributes, Bound, attributes, bind, parse_filter, passes
-from .rulebook import ALWAYS, SURFACES, RuleBook, Standing
+from .rulebook import ALWAYS, RuleBook, Standing
+from ..schemas import SURFACES
 from ..settings import Rules
 
 # %% ../../nbs/50_reranking.rules.ipynb #c51e6c42
