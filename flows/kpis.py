@@ -70,32 +70,56 @@ def experiments():
 def counted(lake, snapshots: dict[str, str], now: datetime, days: int, book) -> tuple[dict[str, pl.DataFrame], dict[str, str]]:
     """The tables of the last days, and why an experiment could not be read."""
     from reco.data.histories import epoch_ms
-    from reco.monitoring.credit import outcomes_of
-    from reco.monitoring.days import BEFORE, kpis_by_day, readout_of, retention_by_day, variety_by_day, with_segment
+    from reco.monitoring.days import (
+        BEFORE,
+        day_by_day,
+        kpis_by_day,
+        retention_by_day,
+        rows_of,
+        variety_by_day,
+        with_segment,
+    )
     exposures, events, catalog = (lake.read(t, snapshots[t]) for t in TABLES)
-    events, window = events.filter(pl.col("ts") < now), timedelta(hours=K.window_hours)
+    events = events.filter(pl.col("ts") < now)
     midnight = datetime.combine(now.date(), time(), UTC)
     since = midnight - timedelta(days=days - 1)
     running = [e for e in book.experiment if e.window[0] < epoch_ms(now)]
     oldest = epoch_ms(midnight - timedelta(days=K.experiment_days)) # an experiment without a first day began long ago
     first = min([since, *(datetime.fromtimestamp(max(e.window[0], oldest)/1000, UTC) - BEFORE for e in running)])
-    shown = exposures.filter(pl.col("ts") >= first, pl.col("ts") < now).collect()
-    outcomes = outcomes_of(shown, events.filter(pl.col("ts") >= first).collect(), window)
-    late = outcomes.filter(pl.col("ts") >= since)
-    tables = {"kpis": kpis_by_day(with_segment(late, events)), "variety": variety_by_day(late, catalog, events, SETTINGS.rerank.new_days),
-              "retention": retention_by_day(events, now.date(), K.retention_days)}
-    E = SETTINGS.experiments
-    found = {e.name: readout_of(e, outcomes, alpha=E.alpha, plan=E.plan, srm_alpha=E.srm_alpha, least=E.min_shoppers) for e in running}
-    readouts = [table.select(pl.lit(now.date()).alias("day"), pl.lit(name).alias("experiment"), pl.all()) for name, (table, why) in found.items() if not why]
-    return tables | {"readouts": pl.concat(readouts) if readouts else pl.DataFrame()}, {name: why for name, (_, why) in found.items() if why}
+    kpis, varied, read = [], [], {e.name: [] for e in running}
+    for day in day_by_day(exposures, events, first.date(), now, timedelta(hours=K.window_hours)):
+        for e in running: read[e.name].append(rows_of(e, day))
+        if day["ts"][0] < since: continue
+        kpis.append(kpis_by_day(with_segment(day, events)))
+        varied.append(variety_by_day(day, catalog, events, SETTINGS.rerank.new_days))
+    readouts, unread = read_out(running, read, now)
+    retention = retention_by_day(events, now.date(), K.retention_days)
+    joined = lambda parts: pl.concat(parts) if parts else pl.DataFrame()
+    return {"kpis": joined(kpis), "variety": joined(varied), "retention": retention, "readouts": joined(readouts)}, unread
+
+
+def read_out(running: list, read: dict[str, list], now: datetime) -> tuple[list[pl.DataFrame], dict[str, str]]:
+    """What each experiment says, and why one says nothing."""
+    from reco.monitoring.days import readout_of
+    E, tables, unread = SETTINGS.experiments, [], {}
+    for e in running:
+        if not read[e.name]:
+            unread[e.name] = "nothing was shown in its time"
+            continue
+        during, before = (pl.concat(part) for part in zip(*read[e.name], strict=True))
+        table, why = readout_of(e, during, before, alpha=E.alpha, plan=E.plan, srm_alpha=E.srm_alpha, least=E.min_shoppers)
+        if why: unread[e.name] = why
+        else: tables.append(table.select(pl.lit(now.date()).alias("day"), pl.lit(e.name).alias("experiment"), pl.all()))
+    return tables, unread
 
 
 def said(tables: dict[str, pl.DataFrame]) -> list[str]:
     """A line per day, and one per verdict."""
     percent = lambda x: "–" if x is None else f"{100*x:.2f}%"
+    if not tables["kpis"].height: return ["nothing was shown in these days"]
     days = tables["kpis"].filter(pl.col("by") == "").sort("day")
     lines = [f"{r['day']}: {r['exposures']:,} exposures to {r['shoppers']:,} shoppers, CTR {percent(r['CTR'])}, CVR {percent(r['CVR'])}, "
-             f"revenue {r['revenue']:,.2f}" for r in days.iter_rows(named=True)] or ["nothing was shown in these days"]
+             f"revenue {r['revenue']:,.2f}" for r in days.iter_rows(named=True)]
     return lines + [f"experiment {r['experiment']}: {r['variant']}, {r['metric']}: {r['verdict']}" for r in tables["readouts"].iter_rows(named=True)]
 
 
@@ -110,6 +134,7 @@ def show_figures(now: datetime, kpis: pl.DataFrame) -> None:
 
 def card_parts(run: KpisFlow) -> list:
     """The card: the days, the questions, variety, retention and experiments."""
+    if not run.tables["kpis"].height: return [Markdown(f"# Nothing was shown in the {run.days} days before {run.now:%Y-%m-%d %H:%M}")]
     days, rest = run.tables["kpis"].filter(pl.col("by") == ""), run.tables["kpis"].filter(pl.col("by") != "")
     shown = ["day", "by", "value", "shoppers", "exposures", "CTR", "CTR_low", "CTR_high", "CVR", "AOV", "revenue_per_1000"]
     lines = days.select("day", "CTR", "CTR_low", "CTR_high").unpivot(index="day").filter(pl.col("value").is_not_null())

@@ -17,11 +17,13 @@ from reco.monitoring.credit import outcomes_of
 from reco.monitoring.days import (
     KEYS,
     SEGMENTS,
+    day_by_day,
     items_before,
     keep_days,
     kpis_by_day,
     readout_of,
     retention_by_day,
+    rows_of,
     variety,
     variety_by_day,
     with_segment,
@@ -90,6 +92,17 @@ def traffic(days: int = 4, users: int = 60, seed: int = 1, lift: float = 0.0, bo
     return conform(pl.DataFrame(shown), EXPOSURES), conform(pl.DataFrame(did, infer_schema_length=None), INTERACTIONS)
 
 
+@given(st.lists(st.tuples(st.integers(0, 95), st.sampled_from("ab"), st.sampled_from("xy")), min_size=1, max_size=8, unique=True),
+       st.lists(st.tuples(st.integers(0, 7), st.floats(0.1, 20), st.sampled_from("ab"), st.sampled_from("xy"), st.booleans()), max_size=10))
+def test_days_alone_add_up_to_all_at_once(shows, acts):
+    shown = conform(pl.DataFrame([{"request_id": f"r{n}", "ts": at(h), "user_id": u, "surface": "for_you", "rank": 1, "item_id": i, "bundle": "b"} for n, (h, u, i) in enumerate(shows)]), EXPOSURES)
+    done = [{"event_id": f"{n}", "ts": at(shows[k % len(shows)][0] + hours) + timedelta(milliseconds=n), "user_id": u, "item_id": i, "event": "transaction" if buys else "click",
+             "request_id": None if buys else f"r{k % len(shows)}", "order_id": f"o{n}" if buys else None, "quantity": 1, "price": 2.0} for n, (k, hours, u, i, buys) in enumerate(acts)]
+    did = conform(pl.DataFrame(done, infer_schema_length=None) if done else INTERACTIONS.empty(), INTERACTIONS)
+    parts = list(day_by_day(shown.lazy(), did.lazy(), date(2026, 5, 1), at(24 * 9), DAY))
+    assert pl.concat(parts).equals(outcomes_of(shown, did, DAY)) and all(p["ts"].dt.date().n_unique() == 1 for p in parts)
+
+
 def test_every_question_divides_the_same_day(tmp_path):
     shown, did = traffic()
     outcomes = with_segment(outcomes_of(shown, did, DAY), did.lazy())
@@ -121,6 +134,9 @@ def test_an_empty_day_has_no_rows():
     assert retention_by_day(did.clear().lazy(), date(2026, 5, 5), 60).is_empty()
 
 
+def read(e: Experiment, outcomes: pl.DataFrame, **how: float): return readout_of(e, *rows_of(e, outcomes), **how)
+
+
 def running(**more: object) -> Experiment: return Experiment(name="lists", variant=HALVES, **more)
 
 
@@ -128,7 +144,7 @@ def test_an_experiment_with_a_difference_is_found_and_one_without_is_not():
     for lift, wanted in ((1.0, "ahead"), (0.0, "not decided")):
         book = Experiments(experiment=(running(),))
         shown, did = traffic(8, 400, 3, lift, book)
-        says, why = readout_of(running(), outcomes_of(shown, did, DAY))
+        says, why = read(running(), outcomes_of(shown, did, DAY))
         assert not why and dict(says.select("metric", "verdict").rows())["CTR"] == wanted
         assert says["shoppers"].max() + says.filter(metric="CTR")["shoppers"][0] > 300
 
@@ -137,27 +153,27 @@ def test_only_its_own_time_and_surfaces_count():
     e = running(**{"from": at(48).isoformat(), "until": at(96).isoformat(), "surfaces": ["for_you"]})
     shown, did = traffic(6, 100, 3, 0.0, Experiments(experiment=(running(),)))
     outcomes = outcomes_of(shown, did, DAY)
-    says, why = readout_of(e, outcomes.filter(pl.col("ts") >= at(48)), least=1)
+    says, why = read(e, outcomes.filter(pl.col("ts") >= at(48)), least=1)
     only = shown.filter(pl.col("ts") >= at(48), pl.col("ts") < at(96))
     clicks = did.filter(pl.col("event") == "click").join(only.select("request_id", "item_id", "variant"), on=["request_id", "item_id"])
     of = lambda frame, name: frame.filter(pl.col("variant") == f"lists={name}").height
     row = says.filter(metric="CTR").row(0, named=True)
     assert not why and row["value"] == pytest.approx(of(clicks, "new") / of(only, "new")) and row["control"] == pytest.approx(of(clicks, "old") / of(only, "old"))
-    adjusted = readout_of(e, outcomes)[0].filter(metric="CTR").row(0, named=True) # by what the first two days tell
+    adjusted = read(e, outcomes)[0].filter(metric="CTR").row(0, named=True) # by what the first two days tell
     assert row["saved"] == 0 != adjusted["saved"] and adjusted["shoppers"] == row["shoppers"] and adjusted["value"] == pytest.approx(row["value"], rel=0.05)
-    assert readout_of(e.model_copy(update={"surfaces": ("similar",)}), outcomes)[0]["shoppers"].sum() == 0
+    assert read(e.model_copy(update={"surfaces": ("similar",)}), outcomes)[0]["shoppers"].sum() == 0
 
 
 def test_what_cannot_be_read_is_said():
     shown, did = traffic(3, 60, 3, 0.0, Experiments(experiment=(running(),)))
     outcomes = outcomes_of(shown, did, DAY)
     renamed = Experiment(name="lists", variant=(HALVES[0], Variant(name="newer", weight=0.5, rerank={"diversity": 1.0})))
-    table, why = readout_of(renamed, outcomes)
+    table, why = read(renamed, outcomes)
     assert table.is_empty() and "does not have any more: new" in why
     moved = outcomes.with_columns(variant=pl.when((pl.col("user_id") == "u1") & (pl.col("ts") > at(24))).then(pl.lit("lists=old")).when(pl.col("user_id") == "u1").then(pl.lit("lists=new")).otherwise("variant"))
-    table, why = readout_of(running(), moved)
+    table, why = read(running(), moved)
     assert table.is_empty() and "u1" in why and "two variants" in why
-    assert "two variants or more" not in readout_of(running(), outcomes.clear())[1]
+    assert "two variants or more" not in read(running(), outcomes.clear())[1]
 
 
 EXPERIMENT = '[[experiment]]\nname = "lists"\n[[experiment.variant]]\nname = "old"\nweight = 0.5\n[[experiment.variant]]\nname = "new"\nweight = 0.5\nrerank = {diversity = 1.0}\n'

@@ -95,18 +95,16 @@ def hold_lists(
 log, T = logging.getLogger("reco.served"), TypeVar("T")
 EVERY_S, BITE, PAUSE_S = .25, 20, 2. # between two rounds; lists per send; after a bus that did not answer
 
-class ServeLog(Generic[T]):
-    "Notes lists and sends them, until it is closed."
+class _Waiting(Generic[T]):
+    "What was noted and is not on the bus yet, in order."
     def __init__(self,
         producer:Producer,
-        as_list:Callable[[T], dict],                 # what is noted → a ServedList
-        lost:Callable[[int], object]=lambda n: None, # told how many lists were lost
-        most:int=10_000,                             # lists that may wait; beyond it the newest are lost
+        as_list:Callable[[T], dict],        # what is noted → a ServedList
+        lost:Callable[[int], object],       # told how many lists were lost
+        most:int,                           # that may wait; beyond it the newest are lost
     ):
-        self.producer, self.as_list, self.lost, self.most = producer, as_list, lost, most
+        self.producer, self.as_list, self.lost, self.most, self.turn = producer, as_list, lost, most, threading.Lock()
         self.waiting:deque[T] = deque()
-        self.ended, self.turn = threading.Event(), threading.Lock()
-        threading.Thread(target=self._run, daemon=True, name="serve-log").start()
 
     def note(self, shown:T)->None: # returns at once
         if len(self.waiting) < self.most: self.waiting.append(shown)
@@ -123,6 +121,19 @@ class ServeLog(Generic[T]):
                 except BusError:
                     self.waiting.extendleft(reversed(some))
                     raise
+
+# %% ../../nbs/15e_data.served.ipynb #df4a2fb6
+class ServeLog(_Waiting[T]):
+    "Notes lists and sends them, until it is closed."
+    def __init__(self,
+        producer:Producer,
+        as_list:Callable[[T], dict],                 # what is noted → a ServedList
+        lost:Callable[[int], object]=lambda n: None, # told how many lists were lost
+        most:int=10_000,                             # lists that may wait; beyond it the newest are lost
+    ):
+        super().__init__(producer, as_list, lost, most)
+        self.ended = threading.Event()
+        threading.Thread(target=self._run, daemon=True, name="serve-log").start()
 
     def close(self)->None:
         "Send what waits, as far as the bus takes it."
@@ -141,6 +152,7 @@ class ServeLog(Generic[T]):
                 down = True
             else: down = False
 
+# %% ../../nbs/15e_data.served.ipynb #292cea78
 def records_of(
     noted:Sequence[T],
     as_list:Callable[[T], dict],  # to a ServedList
