@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.following import giving_way
-from reco.bundle import BundleError, ModelBundle
+from reco.bundle import BundleError, ModelBundle, UnknownBundle
 from reco.bundle_store import NotNow, Root, bundle_at
 from reco.challenger import challenger_name
 from reco.experiments.assignment import (
@@ -70,9 +70,9 @@ class Experimenting:
     ):
         self.settings, self.champion, self.prepare, self.missing = settings, champion, prepare, missing
         self.root: Root | None = None             # where bundles are; None when one is served whatever there is
-        self.assigner: Assigner | None = None     # None: nothing is tried
+        self.plan: tuple[Assigner, dict[str, Means]] | None = None # who is where, and what each label means; None: nothing is tried
         self.book = Experiments()
-        self.means: dict[str, Means] = {}         # by label
+        self.refused: dict[str, tuple[str, BundleError]] = {} # what a variant serves → id that is not tried again, and why
         self.others: dict[str, tuple[str, ModelBundle]] = {} # what a variant serves → id and bundle
         self.seen: tuple[int, int] | None = None  # of the file that was read last
         self.trouble, self.ended = "", threading.Event()
@@ -91,12 +91,13 @@ class Experimenting:
         bundle: ModelBundle,  # the champion
     ) -> Placed:
         "Who answers, and with which settings."
-        if self.assigner is None: return Placed(asked, bundle, None)
+        if self.plan is None: return Placed(asked, bundle, None)
+        assigner, known = self.plan # one look: the file may be read anew meanwhile
         now = time.time_ns() // 1_000_000 if asked.now is None else round(asked.now.timestamp() * 1000)
-        arms = self.assigner.arms(asked.user_id, now, asked.surface)
+        arms = assigner.arms(asked.user_id, now, asked.surface)
         if not arms: return Placed(asked, bundle, None)
         name = label(arms)
-        means = self.means.get(name) or self._learn(name, arms)
+        means = known.get(name) or known.setdefault(name, Means(served_by(arms), changes_of(arms)))
         if means.serve == NON_PERSONALISED: asked = replace(asked, user_id=None)
         return Placed(asked, varied(self._serving(means.serve, bundle), means.changes), name)
 
@@ -105,13 +106,10 @@ class Experimenting:
         if (mark := self._mark()) != self.seen: self._read(mark)
         wanted = {v.serve for e in self.book.experiment for v in e.variant} - {"champion", NON_PERSONALISED}
         for serve in set(self.others) - wanted: self._let_go(serve)
-        for serve in sorted(wanted): self._have(serve)
-        if (bundle := self.champion()) is None: return
-        for arms in combinations_of(self.book):
+        lacking = [e for serve in sorted(wanted) if (e := self._have(serve))]
+        for arms in combinations_of(self.book) if (bundle := self.champion()) else ():
             with giving_way(): varied(self._serving(served_by(arms), bundle, quiet=True), changes_of(arms))
-
-    def _learn(self, name: str, arms: tuple[Arm, ...]) -> Means:
-        return self.means.setdefault(name, Means(served_by(arms), changes_of(arms)))
+        if lacking: raise lacking[0]
 
     def _serving(self, serve: str, bundle: ModelBundle, quiet: bool = False) -> ModelBundle: # the champion where the other is not there
         if serve in ("champion", NON_PERSONALISED): return bundle
@@ -128,17 +126,26 @@ class Experimenting:
 
     def _read(self, mark: tuple[int, int]) -> None:
         self.seen = mark # a bad file is read again when it changes
-        book = experiments_of(self.settings)
-        self.book, self.means = book, {}
-        self.assigner = Assigner(book) if book.experiment else None
+        self.book = experiments_of(self.settings)
+        self.plan = (Assigner(self.book), {}) if self.book.experiment else None
 
-    def _have(self, serve: str) -> None:
+    def _have(self, serve: str) -> Exception | None: # why it is not there, or not the newest
+        try: self._load(serve)
+        except (BundleError, NotNow, OSError) as e: return e
+
+    def _load(self, serve: str) -> None:
         if self.root is None: raise BundleError(f"serve = {serve!r}: one bundle is served whatever there is beside it")
         name = challenger_name(self.root) if serve == "challenger" else serve
         if not name: raise BundleError("serve = 'challenger': there is no challenger")
         if (before := self.others.get(serve)) and before[0] == name: return
+        if (no := self.refused.get(serve)) and no[0] == name: raise no[1]
         champion = self.champion()
-        with giving_way(): bundle = champion if champion and champion.id == name else self.prepare(bundle_at(self.root, name))
+        try:
+            with giving_way(): bundle = champion if champion and champion.id == name else self.prepare(bundle_at(self.root, name))
+        except NotNow: raise
+        except BundleError as e:
+            if not isinstance(e, UnknownBundle): self.refused[serve] = name, e # reading it again would change nothing
+            raise
         self.others[serve] = name, bundle
         if before: released(before[1], champion)
 

@@ -88,9 +88,10 @@ class Replica:
             following.begin()
         if self.following: self.following.end()
         self.following = following
+        experimenting = Experimenting(load_settings(), lambda: self.bundle, self.prepared, self.meter.without_variant.inc)
+        experimenting.begin(None if one else folder)
         if self.experimenting: self.experimenting.end()
-        self.experimenting = Experimenting(load_settings(), lambda: self.bundle, self.prepared, self.meter.without_variant.inc)
-        self.experimenting.begin(None if one else folder)
+        self.experimenting = experimenting
 
     def prepared(self, folder: Path) -> ModelBundle: # raises `BundleError`
         "A bundle that has answered on trial."

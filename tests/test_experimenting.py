@@ -93,7 +93,7 @@ def test_each_shopper_gets_the_list_of_the_variant_that_the_hash_says(place, sto
 
 def test_without_a_file_nothing_is_said_and_nobody_is_assigned(place):
     shop = place()
-    assert shop.trying.assigner is None and "x-variant" not in shop.ask("u1")[0].headers and not family(shop.replica.bundle)
+    assert shop.trying.plan is None and "x-variant" not in shop.ask("u1")[0].headers and not family(shop.replica.bundle)
     idle = Experimenting(Settings(), lambda: None, lambda folder: pytest.fail("nothing is to be loaded"))
     idle.begin(shop.root)
     assert idle.place(RecommendationRequest("u"), shop.replica.bundle).label is None
@@ -141,6 +141,8 @@ def test_a_damaged_challenger_is_refused_and_the_one_before_goes_on(place, store
     with (second / "items.parquet").open("ab") as f: f.write(b"x")
     set_challenger(second)
     with pytest.raises(Exception, match="items.parquet"): shop.trying.look()
+    shop.trying.prepare = lambda folder: pytest.fail("it is read again")
+    with pytest.raises(Exception, match="items.parquet"): shop.trying.look()
     heads = [shop.ask(u)[0].headers for u in sorted(store.user_ids())[:20]]
     assert {h["x-bundle-id"] for h in heads if h["x-variant"] == "model=new"} == {first.name}
 
@@ -172,6 +174,16 @@ def test_an_edited_file_holds_at_once_and_a_bad_one_changes_nothing(place):
     assert "x-variant" not in shop.ask("u1")[0].headers
     shop.file.unlink()
     with pytest.raises(ExperimentError, match="experiments.toml"): shop.trying.look()
+
+
+def test_an_edited_variant_holds_under_its_old_name(place, store):
+    shop, changes = place(VARIETY), {"rerank": {"diversity": 9.0, "keep_first": 0}}
+    users = [u for u in sorted(store.user_ids())[:60] if shop.ask(u)[0].headers["x-variant"] == "variety=more"]
+    before = [shop.ask(u)[1] for u in users]
+    shop.write(VARIETY.replace("5.0", "9.0"))
+    shop.trying.look()
+    after = [shop.ask(u)[1] for u in users]
+    assert after == [expected(varied(shop.replica.bundle, changes), store, u) for u in users] != before
 
 
 def test_a_bad_file_at_the_start_is_an_error(place, tmp_path):
