@@ -90,7 +90,7 @@ def rank(
     return make_lists(c, ranker.log_odds(rows), h, reranker, k)
 
 # %% ../nbs/61_pipeline.ipynb #7f189c34
-STAGES = ("store", "past", "candidates", "features", "ranking", "reranking")
+STAGES = ("store", "past", "candidates", "features", "ranking", "reranking", "response")
 
 class Stages:
     "How long each stage of a request took."
@@ -436,4 +436,5 @@ def recommend(
     found = response(_answer(request, bundle, asked))
     if told.stamp and not found.without and online_of(bundle, store).is_at(told):
         with suppress(StoreError): store.breaker.ask(lambda: store.keep(request.user_id, bundle.id, question, told.stamp, packed(found), keep_s))
+    asked.stages.done("response")
     return found
