@@ -9,14 +9,14 @@ DEMO ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Packages that tests of real servers need, Debian's names.
-SERVICES := chromium fonts-liberation redis-server postgresql wrk
+SERVICES := chromium fonts-liberation redis-server postgresql wrk prometheus prometheus-alertmanager
 
 FROM = $(if $(strip $(PIP_FIND_LINKS)),$(foreach d,$(PIP_FIND_LINKS),--find-links "$(d)"),--torch-backend=$(TORCH_BACKEND))
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test prepare lab ingest train promote report monitor search batch materialize argo serve app bench services lock clean
+.PHONY: help demo test prepare lab ingest train promote report monitor kpis search batch materialize argo serve app bench services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ report: $(STAMP) ## the walkthrough notebooks on the newest bundle, as pages
 
 monitor: $(STAMP) ## hold the last days beside what the champion learned from; train anew if they ask for it
 	@exec $(BIN)/python flows/monitor.py run
+
+kpis: $(STAMP) ## what the lists earned in the last days, and what experiments say
+	@exec $(BIN)/python flows/kpis.py run
 
 search: $(STAMP) ## better settings, found on validation: a proposal for a person to read
 	@exec $(BIN)/python flows/search.py run

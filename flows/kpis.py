@@ -117,7 +117,7 @@ def said(tables: dict[str, pl.DataFrame]) -> list[str]:
     """A line per day, and one per verdict."""
     percent = lambda x: "–" if x is None else f"{100*x:.2f}%"
     if not tables["kpis"].height: return ["nothing was shown in these days"]
-    days = tables["kpis"].filter(pl.col("by") == "").sort("day")
+    days = tables["kpis"].filter(pl.col("dimension") == "").sort("day")
     lines = [f"{r['day']}: {r['exposures']:,} exposures to {r['shoppers']:,} shoppers, CTR {percent(r['CTR'])}, CVR {percent(r['CVR'])}, "
              f"revenue {r['revenue']:,.2f}" for r in days.iter_rows(named=True)]
     return lines + [f"experiment {r['experiment']}: {r['variant']}, {r['metric']}: {r['verdict']}" for r in tables["readouts"].iter_rows(named=True)]
@@ -135,12 +135,12 @@ def show_figures(now: datetime, kpis: pl.DataFrame) -> None:
 def card_parts(run: KpisFlow) -> list:
     """The card: the days, the questions, variety, retention and experiments."""
     if not run.tables["kpis"].height: return [Markdown(f"# Nothing was shown in the {run.days} days before {run.now:%Y-%m-%d %H:%M}")]
-    days, rest = run.tables["kpis"].filter(pl.col("by") == ""), run.tables["kpis"].filter(pl.col("by") != "")
-    shown = ["day", "by", "value", "shoppers", "exposures", "CTR", "CTR_low", "CTR_high", "CVR", "AOV", "revenue_per_1000"]
+    days, rest = run.tables["kpis"].filter(pl.col("dimension") == ""), run.tables["kpis"].filter(pl.col("dimension") != "")
+    shown = ["day", "dimension", "value", "shoppers", "exposures", "CTR", "CTR_low", "CTR_high", "CVR", "AOV", "revenue_per_1000"]
     lines = days.select("day", "CTR", "CTR_low", "CTR_high").unpivot(index="day").filter(pl.col("value").is_not_null())
-    parts = [Markdown(f"# What the lists earned, as of {run.now:%Y-%m-%d %H:%M}"), card_table(days.select(c for c in shown if c not in ("by", "value")))]
+    parts = [Markdown(f"# What the lists earned, as of {run.now:%Y-%m-%d %H:%M}"), card_table(days.select(c for c in shown if c not in ("dimension", "value")))]
     if lines.height: parts.append(card_lines(lines, "day", "value", "variable"))
-    parts += [Markdown("## By surface, source, variant, segment, bundle and rank"), card_table(rest.select(shown).sort("day", "by", "value", descending=[True, False, False]).head(200)),
+    parts += [Markdown("## By surface, source, variant, segment, bundle and rank"), card_table(rest.select(shown).sort("day", "dimension", "value", descending=[True, False, False]).head(200)),
               Markdown("## Variety"), card_table(run.tables["variety"]), Markdown("## Retention"), card_table(run.tables["retention"].tail(30))]
     if run.tables["readouts"].height: parts += [Markdown("## Experiments"), card_table(run.tables["readouts"])]
     return parts + [Markdown(f"Experiment {name} is not read: {why}") for name, why in run.unread.items()]

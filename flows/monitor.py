@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
-from base import HERE, PROJECT, SETTINGS, TABLES, card_table, run_record
+from base import HERE, PROJECT, SETTINGS, TABLES, card_table, moment_of, run_record
 from cluster import on_cluster
 from events import tell
 from metaflow import FlowSpec, Parameter, card, current, project, retry, step, trigger_on_finish
@@ -53,12 +53,13 @@ class MonitorFlow(FlowSpec):
         from reco.monitoring.decision import decide  # brings SciPy, numba and LightGBM, which take seconds
         from reco.monitoring.history import keep_numbers, last_asked, remove_pages
         lake = open_lake(SETTINGS)
-        self.drift, reasons, self.figures, pages = compared(lake, self.champion, self.now, self.snapshots)
+        self.drift, asked, reasons, self.figures, daily, pages = compared(lake, self.champion, self.now, self.snapshots)
         verdict = decide(reasons, last_asked(lake, self.now), self.now, M.min_days)
         self.verdict, self.why, self.reasons = verdict.retrain, verdict.why, verdict.reasons
         keep_numbers(lake, self.now.date(), self.now, self.champion, self.drift, verdict)
         self.pages = kept_pages(lake, self.now, pages)
         remove_pages(lake, self.now.date() - timedelta(days=M.keep_days))
+        show_figures(self.now, self.drift, asked, verdict, self.figures, daily)
         for part in card_parts(self): current.card.append(part)
         print(f"{'retrain' if self.verdict else 'no retrain'}: {self.why}")
         self.next(self.act)
@@ -88,17 +89,8 @@ class MonitorFlow(FlowSpec):
         print(said[self.outcome])
 
 
-def moment_of(text: str) -> datetime:
-    """A moment from the command line; ends the run when it is none."""
-    if not text: return datetime.now(UTC)
-    try: at = datetime.fromisoformat(text)
-    except ValueError as e: sys.exit(f"--asof {text}: {e}")
-    if at.tzinfo is None: sys.exit(f"--asof {text}: a time zone is needed, such as +00:00")
-    return at.astimezone(UTC)
-
-
 def compared(lake, champion: str, now: datetime, snapshots: dict[str, str]) -> tuple:
-    """Drift of all tables, the reasons, figures of both sides, and the frames worth a page."""
+    """Drift of all tables, of the columns that may ask, the reasons, figures of both sides, daily conversion, and the frames worth a page."""
     from reco.bundle import load_bundle
     from reco.monitoring.decision import by_age, by_drift, by_metric, deciding
     from reco.monitoring.drift import drift_table
@@ -118,11 +110,13 @@ def compared(lake, champion: str, now: datetime, snapshots: dict[str, str]) -> t
         pages["rows"] = tuple(x.rows.select(strongest) for x in answers)
     drift = pl.concat(found)
     daily = daily_conversion(events, Stretch(then.since, now, then.window), gap)
-    reasons = [by_drift(deciding(drift, M.columns.split(), strongest), M.psi, M.chance), by_metric("conversion of visits", daily, asof.date(), M.kpi_fall),
+    asked = deciding(drift, M.columns.split(), strongest)
+    reasons = [by_drift(asked, M.psi, M.chance), by_metric("conversion of visits", daily, asof.date(), M.kpi_fall),
                by_age((now - asof)/timedelta(days=1), M.max_age_days)]
     values = [figures(side, s) | ({"coverage of the lists": x.coverage} if x else {}) for side, s, x in zip(sides, (then, late), answers or (None, None), strict=True)]
     rows = [(n, values[0].get(n), values[1].get(n)) for n in dict.fromkeys([*values[0], *values[1]])]
-    return drift, reasons, pl.DataFrame(rows, schema={"figure": pl.String, "before": pl.Float64, "now": pl.Float64}, orient="row"), pages
+    shown = pl.DataFrame(rows, schema={"figure": pl.String, "before": pl.Float64, "now": pl.Float64}, orient="row")
+    return drift, asked, reasons, shown, daily, pages
 
 
 def strongest_of(ranker) -> list[str]:
@@ -145,6 +139,14 @@ def both_answers(lake, bundle, events: pl.LazyFrame, catalog: pl.LazyFrame, late
         keep_reference(lake, bundle.id, then)
         then = kept_reference(lake, bundle.id)
     return then, now
+
+
+def show_figures(now: datetime, drift: pl.DataFrame, asked: pl.DataFrame, verdict, figures: pl.DataFrame, daily: pl.DataFrame) -> None:
+    """The file for Prometheus, where the settings name one."""
+    if not M.textfile: return
+    from textfile import figures_of_day, write_figures
+    found = figures_of_day(now, drift, asked, (M.psi, M.chance), verdict.reasons, verdict.retrain, figures, daily)
+    if trouble := write_figures(SETTINGS.path(M.textfile), found): print(f"warning: no figures for Prometheus in {M.textfile}: {trouble}")
 
 
 def kept_pages(lake, now: datetime, pages: dict) -> list[str]:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import confluent_kafka
+import httpx
 import psycopg
 import pytest
 import redis
@@ -157,3 +159,90 @@ def kafka_brokers() -> Iterator[str]:
     finally:
         lib.rd_kafka_mock_cluster_destroy(cluster)
         lib.rd_kafka_destroy(owner)
+
+
+# Prometheus ---------------------------------------------------------------------------------------------------------
+
+DEPLOYED = Path(__file__).parents[1] / "deploy" / "prometheus"
+
+
+def debian_program(name: str, package: str) -> str:
+    """A program's path; skips the test without it."""
+    return shutil.which(name) or pytest.skip(f"needs {package}: make services")
+
+
+class Prometheus:
+    """A running one, over HTTP."""
+
+    def __init__(self, http: httpx.Client): self.http = http
+
+    def asked(self, path: str, **what: str) -> dict:
+        """What its API says; raises for a query that it does not understand."""
+        answer = self.http.get(f"/api/v1/{path}", params=what).json()
+        assert answer["status"] == "success", (what, answer)
+        return answer["data"]
+
+    def query(self, expr: str) -> list[tuple[dict, float]]:
+        """Labels and value of what an expression gives now, NaN left out."""
+        found = [(r["metric"], float(r["value"][1])) for r in self.asked("query", query=expr)["result"]]
+        return [(labels, value) for labels, value in found if value == value]
+
+    def until(self, expr: str, wanted, seconds: float = 30) -> list[tuple[dict, float]]:
+        """The first answer that is wanted; fails with the last one."""
+        end, found = time.monotonic() + seconds, []
+        while time.monotonic() < end:
+            if wanted(found := self.query(expr)): return found
+            time.sleep(0.3)
+        pytest.fail(f"{expr} is {found} after {seconds} s; targets: {self.asked('targets')['activeTargets']}")
+
+
+@contextmanager
+def prometheus(folder: Path, key: str = "", **ports: int) -> Iterator[Prometheus]:
+    """Debian's Prometheus with the configuration of `deploy/` and other targets (endpoint, consumer, node), looking every second."""
+    program, port = debian_program("prometheus", "prometheus"), free_port()
+    shutil.copytree(DEPLOYED, folder / "prometheus")
+    config = folder / "prometheus" / "prometheus.yml"
+    config.write_text(re.sub(r"(_interval): 15s", r"\1: 1s", config.read_text()))
+    for target in (folder / "prometheus" / "targets").iterdir():
+        target.write_text(f'- targets: ["127.0.0.1:{ports[target.stem]}"]' if target.stem in ports else "[]")
+    (folder / "prometheus" / "secrets" / "reco_key").write_text(key and f"{key}\n")  # as an editor leaves it
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([program, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"],
+                                  stdout=log, stderr=subprocess.STDOUT)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+            wait_until_it_answers(http, "/-/ready", server, folder / "log")
+            yield Prometheus(http)
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@contextmanager
+def alertmanager(folder: Path, url: str) -> Iterator[httpx.Client]:
+    """Debian's Alertmanager with the configuration of `deploy/`; tells `url` + /page and /tell, at once."""
+    program, port = debian_program("prometheus-alertmanager", "prometheus-alertmanager"), free_port()
+    config = re.sub(r"group_wait: \d+s", "group_wait: 0s", (DEPLOYED / "alertmanager.yml").read_text()).replace("/etc/prometheus/secrets", str(folder))
+    (folder / "alertmanager.yml").write_text(config)
+    for name in ("page", "tell"): (folder / f"{name}_url").write_text(f"{url}/{name}\n")
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([program, f"--config.file={folder / 'alertmanager.yml'}", f"--storage.path={folder / 'data'}",
+                                   f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address="], stdout=log, stderr=subprocess.STDOUT)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+            wait_until_it_answers(http, "/-/ready", server, folder / "log")
+            yield http
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def wait_until_it_answers(http: httpx.Client, path: str, server: subprocess.Popen, log: Path) -> None:
+    """Until a page is there; fails with what the server printed when it ended instead."""
+    for _ in range(400):
+        assert server.poll() is None, log.read_text()
+        try: answer = http.get(path)
+        except httpx.TransportError: answer = None
+        if answer is not None and answer.status_code == 200: return
+        time.sleep(0.05)
+    raise TimeoutError(f"{path} does not answer: {log.read_text()[-2_000:]}")

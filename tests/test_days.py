@@ -107,12 +107,12 @@ def test_every_question_divides_the_same_day(tmp_path):
     shown, did = traffic()
     outcomes = with_segment(outcomes_of(shown, did, DAY), did.lazy())
     books = kpis_by_day(outcomes)
-    whole = books.filter(pl.col("by") == "").sort("day")
+    whole = books.filter(pl.col("dimension") == "").sort("day")
     assert whole["day"].to_list() == [date(2026, 5, 1) + timedelta(days=d) for d in range(4)] and whole["exposures"].to_list() == [180] * 4
-    for by in set(books["by"]) - {""}:
-        parts = books.filter(pl.col("by") == by).group_by("day").agg(pl.col("exposures", "click", "purchase", "revenue").sum()).sort("day")
+    for by in set(books["dimension"]) - {""}:
+        parts = books.filter(pl.col("dimension") == by).group_by("day").agg(pl.col("exposures", "click", "purchase", "revenue").sum()).sort("day")
         assert parts.equals(whole.select(parts.columns)), by
-    assert set(books.filter(pl.col("by") == "variant")["value"]) == {"none"}
+    assert set(books.filter(pl.col("dimension") == "variant")["value"]) == {"none"}
 
 
 def test_a_day_counted_before_its_purchases_came_is_put_right(tmp_path):
@@ -192,7 +192,7 @@ def test_the_flow_as_an_operator_runs_it(tmp_path):
     lake.write("catalog", pl.DataFrame({"item_id": shown["item_id"].unique().sort(), "valid_from": START}), key=["item_id", "valid_from"])
     done = run_flow(tmp_path, "kpis", "run", "--asof", at(24 * 5 + 18).isoformat(), "--days", "4")
     assert done.returncode == 0, done.stdout
-    whole = lake.read("kpis").collect().filter(pl.col("by") == "").sort("day")
+    whole = lake.read("kpis").collect().filter(pl.col("dimension") == "").sort("day")
     assert whole["day"].to_list() == [date(2026, 5, 3) + timedelta(days=d) for d in range(4)] and whole["exposures"].to_list() == [600] * 4
     hand = outcomes_of(shown, did, DAY).filter(pl.col("ts") >= at(48)).group_by(pl.col("ts").dt.date()).agg(pl.col("click").sum()).sort("ts")
     assert whole["click"].to_list() == hand["click"].to_list() and "2026-05-06: 600 exposures to 200 shoppers" in done.stdout

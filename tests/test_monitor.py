@@ -3,6 +3,7 @@
 import polars as pl
 from flow_runs import run_flow
 from judging import made
+from prometheus_client.parser import text_string_to_metric_families
 from test_train import SETTINGS as TRAINING
 from test_train import fill_lake
 
@@ -10,7 +11,7 @@ from reco.alerts import events
 from reco.challenger import challenger_name, kept_report
 from reco.published import champion_name, publish
 
-SETTINGS = "[monitor]\nrequests = 30\nmax_age_days = 3\n[tracking]\nenabled = false\n"
+SETTINGS = "[monitor]\nrequests = 30\nmax_age_days = 3\ntextfile = data/figures/reco.prom\n[tracking]\nenabled = false\n"
 
 
 def test_the_flow_asks_once_for_an_old_champion_and_keeps_what_it_found(trained, tmp_path):
@@ -27,6 +28,10 @@ def test_the_flow_asks_once_for_an_old_champion_and_keeps_what_it_found(trained,
     assert age["asks"] and abs(age["value"] - 7) < 0.01 and age["limit"] == 3
     assert len([*(tmp_path / "data" / "lake" / "monitor" / "pages").rglob("*.html")]) == 2
     assert lake.read("retrains").collect()["outcome"].to_list() == ["asked"] and champion_name(root) == name
+    shown = {f"{s.name}{[*s.labels.values()]}": s.value for f in text_string_to_metric_families((tmp_path / "data" / "figures" / "reco.prom").read_text()) for s in f.samples}
+    assert shown["reco_monitor_timestamp_seconds[]"] == trained.cutoffs.end.timestamp() and shown["reco_retrain_reason['age']"] == 1 == shown["reco_retrain_verdict[]"]
+    for table, of in drift.filter(pl.col("psi").is_not_null()).group_by("table"): assert abs(shown[f"reco_drift_psi{[*table]}"] - of["psi"].max()) < 1e-9
+    assert 0 < shown["reco_kpi_visit_conversion_ratio[]"] < 1 and shown["reco_shop_items['recent']"] == trained.sim.catalog["item_id"].n_unique()
     again = run_flow(tmp_path, "monitor", "run", "--asof", asof, "--retrain", "ask")
     assert again.returncode == 0 and "no retrain was asked for" in again.stdout and "less than 7 days ago" in again.stdout, again.stdout
     assert lake.read("drift").collect().height == drift.height and lake.read("retrains").collect().height == 1

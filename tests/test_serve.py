@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from conftest import END
+from servers import prometheus
 
 from app.client import Client, EndpointDown
 from app.ports import free_port, port_free
@@ -26,9 +28,21 @@ from reco.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-def run_serve(bundles: Path, port: int, store: Path|None = None) -> subprocess.Popen: # its store is in the bundles' folder if not given
+EXPERIMENT = """[[experiment]]
+name = "strangers"
+surfaces = ["similar"]
+[[experiment.variant]]
+name = "known"
+weight = 0
+[[experiment.variant]]
+name = "unknown"
+weight = 1
+serve = "non_personalised"
+"""
+
+def run_serve(bundles: Path, port: int, store: Path|None = None, **more: str) -> subprocess.Popen: # its store is in the bundles' folder if not given
     env = os.environ | {"RECO_BUNDLES_ROOT": str(bundles), "RECO_SERVING_PORT": str(port), "RECO_SERVING_MAX_REPLICAS": "2",
-                        "RECO_ONLINE_FOLDER": str((store or bundles)/"data"/"online")}
+                        "RECO_ONLINE_FOLDER": str((store or bundles)/"data"/"online")} | more
     return subprocess.Popen([sys.executable, "-m", "app.serve"], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True, start_new_session=True)
 
@@ -38,9 +52,10 @@ class Running:
     port: int
 
 @pytest.fixture(scope="module")
-def served(bundle_root: Path, store_root: Path) -> Iterator[Running]:
-    port = free_port()
-    process = run_serve(bundle_root, port, store_root)
+def served(bundle_root: Path, store_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    port, experiments = free_port(), tmp_path_factory.mktemp("experiments")/"experiments.toml"
+    experiments.write_text(EXPERIMENT)
+    process = run_serve(bundle_root, port, store_root, RECO_EXPERIMENTS_FILE=str(experiments))
     said = []
     for line in process.stdout:
         said.append(line)
@@ -76,6 +91,19 @@ def test_every_surface_passes_through_the_proxy(served, bundle):
         assert visit.headers["x-request-id"] == "page-1" and basket.json()["items"] == items[:2]
         assert http.get("/ready").json()["status"] == "ready"
 
+def test_an_experiment_reaches_its_shoppers_and_the_answer_says_so(served, bundle, store):
+    item, user = bundle.ids.external(bundle.moment.per_item[:, 2].argsort()[::-1][:1])[0], next(u for u in sorted(store.user_ids()) if len(store.events(u)) > 5)
+    with httpx.Client(base_url=f"http://127.0.0.1:{served.port}", timeout=20, trust_env=False) as http:
+        mine, nobodys = http.get(f"/similar/v1/{item}?k=8&user_id={user}"), http.get(f"/similar/v1/{item}?k=8")
+        assert mine.headers["x-variant"] == "strangers=unknown" and "x-variant" not in nobodys.headers and mine.json() == nobodys.json()
+        assert "x-variant" not in http.get(f"/recommendations/v1/{user}").headers
+
+def test_a_bad_experiments_file_is_an_error_before_ray_starts(bundle_root, tmp_path):
+    (tmp_path/"bad.toml").write_text(EXPERIMENT.replace("weight = 1", "weight = 2"))
+    ended = run_serve(bundle_root, free_port(), tmp_path, RECO_EXPERIMENTS_FILE=str(tmp_path/"bad.toml"))
+    said, _ = ended.communicate(timeout=60)
+    assert ended.returncode == 1 and "bad.toml" in said and "weight" in said and "Traceback" not in said
+
 def test_an_event_is_in_the_next_list_and_in_the_figures(served, bundle):
     items = bundle.ids.external(bundle.moment.per_item[:, 2].argsort()[::-1][3:6])
     with httpx.Client(base_url=f"http://127.0.0.1:{served.port}", timeout=20, trust_env=False) as http:
@@ -86,6 +114,27 @@ def test_an_event_is_in_the_next_list_and_in_the_figures(served, bundle):
         after = ask()
         assert before.headers["x-fallback"] == "true" and "x-fallback" not in after.headers and before.json() != after.json()
         assert "reco_events_accepted_total 3.0" in http.get("/metrics").text
+
+def test_prometheus_reads_it_and_its_rules_work_out_traffic_latency_and_errors(served, client, tmp_path):
+    def more(wanted):
+        def asked(found: list) -> bool: # visits until there is an answer, and one mistake of a caller in five
+            for n in range(8): client.recommendations(f"u{n}", 3)
+            with httpx.Client(base_url=f"http://127.0.0.1:{served.port}", trust_env=False) as http:
+                assert [http.get("/recommendations/v1/u?k=0").status_code for _ in range(2)] == [422]*2
+            return wanted(found)
+        return asked
+    with prometheus(tmp_path, endpoint=served.port) as p:
+        route = '{route="/recommendations/v1/{user_id:text}"}'
+        [(_, rps)] = p.until(f"route:reco_http_requests:rate5m{route}", more(lambda found: found and found[0][1] > .05))
+        [(_, p99)] = p.until(f"route:reco_http_request_seconds:p99_5m{route}", more(bool))
+        assert rps < 1_000 and 0 < p99 < 2.5
+        stages = p.until("stage:reco_stage_seconds:p50_5m", more(lambda found: len(found) == 7)) # of replicas that are other processes
+        assert 0 < sum(v for _, v in stages) < 1
+        assert p.until("job:reco_http_errors:ratio_rate5m", more(bool))[0][1] == 0 # a caller's mistake is none of ours
+        assert p.query('sum(reco_http_requests_total{status="422"})')[0][1] >= 2
+        [(_, age)] = p.until("job:reco_bundle:age_seconds", bool)
+        assert abs(time.time() - age - END.timestamp()) < 60
+        assert not p.query('ALERTS{alertstate="firing"}') and p.query("max(up)") == [({}, 1)]
 
 def http_listeners(served: Running) -> list[tuple[str, str]]: # process name, address
     tree = [served.process.pid, *(p.pid for p in psutil.Process(served.process.pid).children(recursive=True))]
@@ -138,5 +187,6 @@ def test_every_list_that_was_answered_is_written_down(served, store_root, bundle
     by_name = {x["request_id"]: x for x in found}
     assert len(by_name) == len(found) and {f"last-{i}" for i in range(40)} | {"page-1"} <= set(by_name)
     assert {x["bundle"] for x in found} == {bundle.id} and {x["surface"] for x in found} == {"for_you", "similar", "bought_together"}
+    assert {(x["surface"], x["variant"]) for x in found if x["user_id"]} == {("for_you", None), ("similar", "strangers=unknown")}
     last = by_name["last-7"]
     assert last["user_id"] == "u7" and len(last["items"]) == 3 and 0 < last["latency_ms"] < 60_000 and abs(time.time()*1000 - last["ts"]) < 600_000

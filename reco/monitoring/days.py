@@ -89,13 +89,13 @@ QUESTIONS = ("", "surface", "source", "variant", "segment", "bundle", "rank")
 def kpis_by_day(
     outcomes:pl.DataFrame,           # of `outcomes_of`, with what is asked by
     questions:Sequence[str]=QUESTIONS,
-)->pl.DataFrame:                     # day, by, value and the columns of `kpi_table`
+)->pl.DataFrame:                     # day, dimension, value and the columns of `kpi_table`
     "The business metrics of each day, in answer to each question."
     parts = []
     for by in questions:
         found = kpi_table(outcomes, ["day", by] if by else ["day"])
         value = pl.col(by).cast(pl.String).fill_null("none") if by else pl.lit("")
-        parts.append(found.select("day", pl.lit(by).alias("by"), value.alias("value"), pl.exclude("day", by)))
+        parts.append(found.select("day", pl.lit(by).alias("dimension"), value.alias("value"), pl.exclude("day", by)))
     return pl.concat(parts)
 
 # %% ../../nbs/89d_monitoring.days.ipynb #d10ad3d4
@@ -163,7 +163,7 @@ def readout_of(
     except ValueError as error: return pl.DataFrame(schema=SHOWN), str(error)
 
 # %% ../../nbs/89d_monitoring.days.ipynb #ccb8f948
-KEYS = {"kpis": ["day", "by", "value"], "variety": ["day", "surface"], "retention": ["cohort"], "readouts": ["day", "experiment", "metric", "variant"]}
+KEYS = {"kpis": ["day", "dimension", "value"], "variety": ["day", "surface"], "retention": ["cohort"], "readouts": ["day", "experiment", "metric", "variant"]}
 
 def keep_days(
     lake:Lake,

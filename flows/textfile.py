@@ -1,0 +1,91 @@
+"""What a daily run found, as a file of figures for Prometheus: node_exporter's textfile collector reads it."""
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+
+import polars as pl
+from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+
+from reco.monitoring.decision import moved
+
+REASONS = "drift", "conversion", "age"  # what may ask for a retrain, as a label
+FIGURES = {  # of `figures` in reco.monitoring.facts → name and meaning here
+    "events a day": ("events_per_day", "Events per day"), "shoppers a window": ("shoppers_per_window", "Shoppers in a window of [monitor] days"),
+    "items": ("items", "Items of the catalogue"), "share of events of unknown items": ("unknown_item_events_ratio", "Share of events whose item is not in the catalogue"),
+    "share of items in stock": ("items_in_stock_ratio", "Share of items that can be bought"), "share of new items": ("new_items_ratio", "Share of items that came within the window"),
+    "coverage of the lists": ("list_coverage_ratio", "Share of the catalogue that the champion's lists show")}
+
+KPIS = {  # column of `kpi_table` in reco.monitoring.kpis → name and meaning here
+    "CTR": ("ctr_ratio", "Exposures that were clicked, of all"), "cart_rate": ("cart_ratio", "Clicked exposures whose item was then put in the cart"),
+    "CVR": ("cvr_ratio", "Clicked exposures whose item was then bought"), "AOV": ("order_value", "What the lists' items brought in an order, in the shop's currency"),
+    "revenue_per_1000": ("revenue_per_1000_exposures", "Revenue by a thousand exposures, in the shop's currency"), "exposures": ("exposures", "Exposures")}
+
+
+def reason_of(name: str) -> str:
+    """The label of a reason's name: drift of events.price is drift."""
+    return "conversion" if name.startswith("fall of ") else "age" if name.startswith("age ") else "drift"
+
+
+def figures_of_day(now: datetime, drift: pl.DataFrame, deciding: pl.DataFrame, limits: tuple[float, float], reasons: pl.DataFrame, retrain: bool,
+                   figures: pl.DataFrame, daily: pl.DataFrame) -> CollectorRegistry:
+    """Drift by table, the verdict and the shop's figures; what has no value is not there. `limits` are [monitor] psi and chance."""
+    registry = CollectorRegistry()
+    gauge = lambda name, about, labels=(): Gauge(f"reco_{name}", about, labels, registry=registry)
+    gauge("monitor_timestamp_seconds", "The moment from which the run looked back").set(now.timestamp())
+    psi, excess = (gauge(f"drift_{n}", f"{about}, the largest of a table's columns", ["table"]) for n, about in
+                   (("psi", "Population stability index"), ("excess_psi", "Population stability index beyond what chance explains")))
+    beyond, surely = gauge("drift_columns_moved", "Columns beyond the limit and beyond chance, of those that may ask for a retrain", ["table"]), moved(deciding, *limits)
+    for table, of in drift.filter(pl.col("psi").is_not_null()).group_by("table", maintain_order=True):
+        psi.labels(*table).set(of["psi"].max())
+        excess.labels(*table).set(of["excess"].max())
+        beyond.labels(*table).set(surely.filter(pl.col("table") == table[0]).height)
+    gauge("drift_limit_psi", "The limit of the excess, [monitor] psi").set(limits[0])
+    gauge("retrain_verdict", "Whether the run found that the champion should be trained anew").set(retrain)
+    speaks = gauge("retrain_reason", "Whether this speaks for it", ["reason"])
+    asking = {reason_of(n) for n in reasons.filter("asks")["name"]}
+    for r in REASONS: speaks.labels(r).set(r in asking)
+    shop_figures(gauge, figures, daily.filter(pl.col("day") < now.date()))
+    return registry
+
+
+def shop_figures(gauge, figures: pl.DataFrame, daily: pl.DataFrame) -> None:
+    """How much there was, in the champion's time and lately; the share of visits with a purchase, of the last day that had visits."""
+    for name, before, now in figures.iter_rows():
+        short, about = FIGURES[name]
+        one = gauge(f"shop_{short}", about, ["period"])
+        for period, value in (("reference", before), ("recent", now)):
+            if value is not None: one.labels(period).set(value)
+    last = daily.filter(pl.col("n") > 0, pl.col("value").is_finite()).sort("day").tail(1)
+    for day, value, n in last.select("day", "value", "n").iter_rows():
+        gauge("kpi_visit_conversion_ratio", "Share of a day's visits in which something was bought").set(value)
+        gauge("kpi_visit_conversion_visits", "Visits of that day").set(n)
+        gauge("kpi_visit_conversion_timestamp_seconds", "The end of that day").set(midnight_after(day))
+
+
+def figures_of_lists(now: datetime, kpis: pl.DataFrame, window: timedelta) -> CollectorRegistry:
+    """What the lists of a day earned, by surface and in all: of the last day whose purchases are complete, `window` after its end."""
+    registry = CollectorRegistry()
+    gauge = lambda name, about, labels=(): Gauge(f"reco_kpi_{name}", about, labels, registry=registry)
+    gauge("lists_timestamp_seconds", "The moment from which the run looked back").set(now.timestamp())
+    over = pl.col("day") < (now - window).date()
+    last = kpis.filter(over, pl.col("dimension").is_in(("", "surface")), pl.col("day") == pl.col("day").filter(over).max())
+    if last.height: gauge("lists_day_timestamp_seconds", "The end of the day that was counted").set(midnight_after(last["day"][0]))
+    for column, (name, about) in KPIS.items():
+        one = gauge(name, about, ["surface"])
+        for surface, value in last.select("value", column).iter_rows():
+            if value is not None: one.labels(surface or "all").set(value)
+    return registry
+
+
+def midnight_after(day: date) -> float:
+    """The end of a day, in seconds since 1970."""
+    return datetime.combine(day + timedelta(days=1), time(), UTC).timestamp()
+
+
+def write_figures(path: Path, registry: CollectorRegistry) -> str:
+    """Write the file whole or not at all; what went wrong, or nothing: figures are no reason to end a run."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_to_textfile(str(path), registry)
+        path.chmod(0o644)  # node_exporter is another account
+    except OSError as e: return f"{type(e).__name__}: {e}"
+    return ""
