@@ -97,6 +97,12 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed(tmp_path, monkeypa
     assert dict(os.environ) == before and str(tmp_path) not in str(ran.metadata)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="temporary folders have long names elsewhere")
+def test_kernels_that_start_at_once_need_no_ports(tmp_path):
+    nb = read_notebook(notebook(tmp_path / "a.ipynb", "import json\nfrom ipykernel.connect import get_connection_info\njson.loads(get_connection_info())['transport']").read_text(), "a.ipynb")
+    assert executed(nb, {}, tmp_path).cells[-1].outputs[0].data["text/plain"] == "'ipc'"
+
+
 def test_settings_of_the_kernel_come_first(tmp_path):
     found = kernel_environment(tmp_path, {"JUPYTER_PATH": "/a", "PYTHONPATH": "/b"})
     assert found["JUPYTER_PATH"].split(os.pathsep) == [str(tmp_path), "/a"]
