@@ -18,12 +18,11 @@ import polars as pl
 from prometheus_client import CollectorRegistry, start_http_server
 
 from app.ports import port_free
-from app.shown import lists_section
 from reco.data.bus import open_codec, open_consumer
 from reco.data.consumer import Metrics, consume
 from reco.data.lake import Lake, LakeError, open_lake
 from reco.data.quality import INTERACTIONS_KEY
-from reco.data.served import EXPOSURES_KEY, SERVED, exposures_of, hold_lists
+from reco.data.served import EXPOSURES_KEY, SERVED, exposures_of, hold_lists, lists_section
 from reco.data.stream import BusError, Consumer
 from reco.data.upkeep import compact
 from reco.features.store import open_store
@@ -111,7 +110,7 @@ def run(
     open_bus: Callable[..., Consumer] = open_consumer,
 ) -> None:
     "Everything from opening to closing; raises `BusError`, `LakeError`, `StoreError`, `OSError`."
-    section, lists, registry, ended = settings.stream, lists_section(settings), CollectorRegistry(), threading.Event()
+    section, lists, registry, ended = settings.stream, lists_section(settings.stream, settings.served), CollectorRegistry(), threading.Event()
     over = lambda: stopped() or ended.is_set()
     with contextlib.closing(open_store(settings)) as store, contextlib.ExitStack() as buses:
         wait_until_ready(store.client)

@@ -3,10 +3,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from reco.data.bus import open_producer
-from reco.data.served import ServeLog
+from reco.data.served import ServeLog, lists_section
 from reco.features.store import open_store
 from reco.pipeline import RecommendationRequest, RecommendationResponse
-from reco.settings import Settings, Stream
+from reco.settings import Settings
 
 CALL_S, ROOM_S = 2, 0.5  # the thread that sends waits so long for an answer of the bus, and for room on it
 
@@ -28,15 +28,6 @@ def as_list(
             "variant": found.variant, "fallback": found.fallback, "latency_ms": shown.latency_ms, "items": [i._asdict() for i in found.items]}
 
 
-def lists_section(
-    settings: Settings,  # [stream], [served]
-) -> Stream:
-    "The bus of events, with topic and group of the lists."
-    own = settings.served
-    return settings.stream.model_copy(update={"topic": own.topic, "dead_letters": own.dead_letters, "max_waiting": own.max_waiting,
-                                              "group": f"{settings.stream.group}_lists"})
-
-
 def open_log(
     settings: Settings,           # [served], [stream]
     lost: Callable[[int], object],  # told how many lists were lost
@@ -44,4 +35,4 @@ def open_log(
     "Where lists go; raises `BusError` for an address that cannot be one."
     if not settings.served.on: return None
     client = open_store(settings, CALL_S).client
-    return ServeLog(open_producer(lists_section(settings), client, ROOM_S), as_list, lost, settings.served.max_in_memory)
+    return ServeLog(open_producer(lists_section(settings.stream, settings.served), client, ROOM_S), as_list, lost, settings.served.max_in_memory)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -368,7 +369,11 @@ def test_generator_and_consumer_as_an_operator_runs_them(tmp_path):
         assert sum(sent.values()) == 600 and min(sent.values()) > 5
         url, until, figures = f"http://127.0.0.1:{port}/metrics", time.monotonic() + 30, {}
         while time.monotonic() < until:
-            with urllib.request.urlopen(url) as answer: lines = answer.read().decode().splitlines()
+            try:
+                with urllib.request.urlopen(url) as answer: lines = answer.read().decode().splitlines()
+            except urllib.error.URLError:  # it is still starting
+                time.sleep(0.2)
+                continue
             figures = {x.rsplit(" ", 1)[0]: float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith("reco_")}
             dead = sum(v for k, v in figures.items() if "dead_letters_total" in k)
             if figures["reco_stream_written_events_total"] + figures["reco_stream_duplicate_events_total"] + dead == 600: break

@@ -19,10 +19,9 @@ from servers import prometheus
 
 from app.client import Client, EndpointDown
 from app.ports import free_port, port_free
-from app.shown import lists_section
 from reco.bundle import latest_bundle
 from reco.data.bus import open_consumer
-from reco.data.served import SERVED
+from reco.data.served import SERVED, lists_section
 from reco.features.store import open_store
 from reco.settings import Settings
 
@@ -182,7 +181,7 @@ def test_every_list_that_was_answered_is_written_down(served, store_root, bundle
     assert served.process.poll() == 0
     settings = Settings(root=store_root)
     with contextlib.closing(open_store(settings)) as store:
-        reader, found = open_consumer(lists_section(settings), store.client, "test"), []
+        reader, found = open_consumer(lists_section(settings.stream, settings.served), store.client, "test"), []
         while some := reader.poll(1_000, .5): found += [SERVED.decode(m.data) for m in some]
     by_name = {x["request_id"]: x for x in found}
     assert len(by_name) == len(found) and {f"last-{i}" for i in range(40)} | {"page-1"} <= set(by_name)

@@ -13,10 +13,10 @@ import app.consumer
 from app.contract import create_app
 from app.erase import erase_lake
 from app.serve import Replica, open_intake
-from app.shown import Shown, as_list, lists_section, open_log
+from app.shown import Shown, as_list, open_log
 from reco.data.bus import open_consumer
 from reco.data.lake import open_lake
-from reco.data.served import SERVED
+from reco.data.served import SERVED, lists_section
 from reco.data.stream import BusError
 from reco.features.store import open_store
 from reco.monitoring.credit import outcomes_of
@@ -47,7 +47,7 @@ def http(replica: Replica) -> TestClient:
 def in_the_lake(replica: Replica) -> pl.DataFrame:
     """The table of exposures once the real consumer has written everything that waits."""
     replica.log.flush()
-    section, client = lists_section(replica.settings), replica.store.client
+    section, client = lists_section(replica.settings.stream, replica.settings.served), replica.store.client
     until = time.monotonic() + 30
     app.consumer.run(replica.settings, "t", lambda: not client.xlen(section.topic) and not client.xlen(replica.settings.stream.topic) or time.monotonic() > until)
     return open_lake(replica.settings).read("exposures").collect()
@@ -130,7 +130,7 @@ def test_it_can_be_turned_off(trained, tmp_path):
 def test_a_list_that_waits_for_a_killed_consumer_comes_again_and_counts_once(http, replica):
     http.get("/recommendations/v1/gus?k=2", headers={"X-Request-ID": "g"})
     replica.log.flush()
-    section = lists_section(replica.settings)
+    section = lists_section(replica.settings.stream, replica.settings.served)
     dead = open_consumer(section, replica.store.client, "t")
     assert [SERVED.decode(m.data)["request_id"] for m in dead.poll(10, 1)] == ["g"]  # in hand, never acknowledged
     assert in_the_lake(replica).height == 2
@@ -141,7 +141,7 @@ def test_a_forged_list_goes_aside(http, replica):
     replica.log.flush()
     shown = Shown(RecommendationRequest("hal", 1, request_id="forged"), RecommendationResponse([ScoredItem("x", 0.5, "als", 0.0)], "b", False),
                   round(datetime.now(UTC).timestamp() * 1000), 1.0)
-    section, client = lists_section(replica.settings), replica.store.client
+    section, client = lists_section(replica.settings.stream, replica.settings.served), replica.store.client
     client.xadd(section.topic, {"event": SERVED.encode(as_list(shown))})
     client.xadd(section.topic, {"event": b"nothing of ours"})
     assert set(in_the_lake(replica)["user_id"]) == {"hal"}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN_ITEM', 'SERVED_LIST', 'SERVED', 'EXPOSURES_KEY', 'PARTS', 'WHOLE', 'log', 'T', 'EVERY_S', 'BITE', 'PAUSE_S',
-           'lists_frame', 'exposures_of', 'fault_of', 'hold_lists', 'ServeLog', 'records_of']
+           'lists_section', 'lists_frame', 'exposures_of', 'fault_of', 'hold_lists', 'ServeLog', 'records_of']
 
 # %% ../../nbs/15e_data.served.ipynb #d1eaeb3c
 import logging
@@ -20,6 +20,7 @@ import polars as pl
 
 from .stream import BusError, Producer, Record, single_object_codec
 from ..schemas import EXPOSURES, SURFACES, TS
+from ..settings import Served, Stream
 
 # %% ../../nbs/15e_data.served.ipynb #9d7bb564
 def _maybe(
@@ -45,6 +46,13 @@ SERVED_LIST = {
 SERVED = single_object_codec(SERVED_LIST)
 
 # %% ../../nbs/15e_data.served.ipynb #19fb19aa
+def lists_section(
+    events:Stream,  # the bus of events
+    own:Served,
+)->Stream:
+    "The same bus with topic and group of the lists."
+    return events.model_copy(update={"topic": own.topic, "dead_letters": own.dead_letters, "max_waiting": own.max_waiting, "group": f"{events.group}_lists"})
+
 EXPOSURES_KEY = ["request_id", "surface", "rank"] # of the lake's table
 PARTS = {"item_id": pl.String, "score": pl.Float32, "source": pl.String, "propensity": pl.Float32} # what each item has of its own
 WHOLE = {c: t for c,t in EXPOSURES.columns.items() if c not in PARTS and c != "rank"}
