@@ -42,13 +42,14 @@ def kernel_environment(
             "JUPYTER_RUNTIME_DIR": str(folder/"runtime"), "IPYTHONDIR": str(folder/"ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 # %% ../nbs/81c_reports.ipynb #93f500ab
-LONGEST = 40 # characters of the folder: with the kernel's own name behind it a path stays below the 104 that a socket may have
+LONGEST = 98 # characters of the folder: with `/k-5` behind it a path stays below the 104 that a socket may have on every system
 
 def transport_of(
     folder:Path, # a temporary one
 )->Config:       # for Jupyter
     "How the kernel is talked to."
-    return Config({"KernelManager": {"transport": "ipc" if len(str(folder)) <= LONGEST else "tcp"}})
+    if len(str(folder)) > LONGEST: return Config({"KernelManager": {"transport": "tcp"}})
+    return Config({"KernelManager": {"transport": "ipc", "ip": str(folder/"k")}})
 
 # %% ../nbs/81c_reports.ipynb #c5213876
 class ReportError(RuntimeError):

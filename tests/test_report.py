@@ -97,10 +97,12 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed(tmp_path, monkeypa
     assert dict(os.environ) == before and str(tmp_path) not in str(ran.metadata)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="temporary folders have long names elsewhere")
-def test_kernels_that_start_at_once_need_no_ports(tmp_path):
-    nb = read_notebook(notebook(tmp_path / "a.ipynb", "import json\nfrom ipykernel.connect import get_connection_info\njson.loads(get_connection_info())['transport']").read_text(), "a.ipynb")
-    assert executed(nb, {}, tmp_path).cells[-1].outputs[0].data["text/plain"] == "'ipc'"
+def test_kernels_that_start_at_once_share_neither_ports_nor_sockets(tmp_path):
+    cell = "import json, os\nfrom ipykernel.connect import get_connection_info\ninfo = json.loads(get_connection_info())\n(info['transport'], info['ip'], os.listdir())"
+    nb = read_notebook(notebook(tmp_path / "a.ipynb", cell).read_text(), "a.ipynb")
+    found = [eval(executed(nb, {}, tmp_path).cells[-1].outputs[0].data["text/plain"]) for _ in range(2)]
+    assert all(transport == "ipc" and Path(ip).is_absolute() and files == ["a.ipynb"] for transport, ip, files in found)
+    assert found[0][1] != found[1][1] and not Path(found[0][1]).parent.exists()
 
 
 def test_settings_of_the_kernel_come_first(tmp_path):
