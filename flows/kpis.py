@@ -47,7 +47,7 @@ class KpisFlow(FlowSpec):
         lake = open_lake(SETTINGS)
         self.tables, self.unread = counted(lake, self.snapshots, self.now, self.days, self.book)
         self.kept = keep_days(lake, self.tables)
-        show_figures(self.now, self.tables["kpis"])
+        show_figures(self.now, self.tables["kpis"], self.tables["variety"])
         for part in card_parts(self): current.card.append(part)
         self.next(self.end)
 
@@ -123,13 +123,13 @@ def said(tables: dict[str, pl.DataFrame]) -> list[str]:
     return lines + [f"experiment {r['experiment']}: {r['variant']}, {r['metric']}: {r['verdict']}" for r in tables["readouts"].iter_rows(named=True)]
 
 
-def show_figures(now: datetime, kpis: pl.DataFrame) -> None:
+def show_figures(now: datetime, kpis: pl.DataFrame, varied: pl.DataFrame) -> None:
     """A file for Prometheus beside that of flows/monitor.py, where the settings name one."""
     if not SETTINGS.monitor.textfile: return
     from textfile import figures_of_lists, write_figures
     path = SETTINGS.path(SETTINGS.monitor.textfile)
     path = path.with_name(f"{path.stem}_kpis.prom")
-    if trouble := write_figures(path, figures_of_lists(now, kpis, timedelta(hours=K.window_hours))): print(f"warning: no figures for Prometheus in {path}: {trouble}")
+    if trouble := write_figures(path, figures_of_lists(now, kpis, varied, timedelta(hours=K.window_hours))): print(f"warning: no figures for Prometheus in {path}: {trouble}")
 
 
 def card_parts(run: KpisFlow) -> list:

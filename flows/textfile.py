@@ -19,6 +19,10 @@ KPIS = {  # column of `kpi_table` in reco.monitoring.kpis → name and meaning h
     "CVR": ("cvr_ratio", "Clicked exposures whose item was then bought"), "AOV": ("order_value", "What the lists' items brought in an order, in the shop's currency"),
     "revenue_per_1000": ("revenue_per_1000_exposures", "Revenue by a thousand exposures, in the shop's currency"), "exposures": ("exposures", "Exposures")}
 
+VARIETY = {  # column of `variety_by_day` in reco.monitoring.days → name and meaning here
+    "coverage": ("coverage_ratio", "Share of the catalogue that was shown"), "tail": ("tail_ratio", "Exposures of items outside the most popular fifth, of all"),
+    "new": ("new_ratio", "Exposures of new items, of all"), "novelty": ("novelty", "Mean of what a shown item tells of itself, in bits: one for an item that half of the shoppers touched")}
+
 
 def reason_of(name: str) -> str:
     """The label of a reason's name: drift of events.price is drift."""
@@ -61,18 +65,20 @@ def shop_figures(gauge, figures: pl.DataFrame, daily: pl.DataFrame) -> None:
         gauge("kpi_visit_conversion_timestamp_seconds", "The end of that day").set(midnight_after(day))
 
 
-def figures_of_lists(now: datetime, kpis: pl.DataFrame, window: timedelta) -> CollectorRegistry:
-    """What the lists of a day earned, by surface and in all: of the last day whose purchases are complete, `window` after its end."""
+def figures_of_lists(now: datetime, kpis: pl.DataFrame, varied: pl.DataFrame, window: timedelta) -> CollectorRegistry:
+    """What the lists of a day earned and how varied they were, by surface and in all: of the last day whose purchases are complete, `window` after its end."""
     registry = CollectorRegistry()
     gauge = lambda name, about, labels=(): Gauge(f"reco_kpi_{name}", about, labels, registry=registry)
     gauge("lists_timestamp_seconds", "The moment from which the run looked back").set(now.timestamp())
     over = pl.col("day") < (now - window).date()
     last = kpis.filter(over, pl.col("dimension").is_in(("", "surface")), pl.col("day") == pl.col("day").filter(over).max())
     if last.height: gauge("lists_day_timestamp_seconds", "The end of the day that was counted").set(midnight_after(last["day"][0]))
-    for column, (name, about) in KPIS.items():
-        one = gauge(name, about, ["surface"])
-        for surface, value in last.select("value", column).iter_rows():
-            if value is not None: one.labels(surface or "all").set(value)
+    shown = varied.filter(pl.col("day").is_in(last["day"].unique().implode())).rename({"surface": "value"})
+    for of, names in ((last, KPIS), (shown, VARIETY)):
+        for column, (name, about) in names.items():
+            one = gauge(name, about, ["surface"])
+            for surface, value in of.select("value", column).iter_rows():
+                if value is not None: one.labels(surface or "all").set(value)
     return registry
 
 

@@ -37,7 +37,7 @@ from reco.settings import Serving, Settings
 
 ROOT = DEPLOYED.parents[1]
 README = (DEPLOYED / "README.md").read_text()
-BOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "reco.json").read_text())
+BOARDS = {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))}
 RULES = {p.stem: [r for g in yaml.safe_load(p.read_text())["groups"] for r in g["rules"]] for p in (DEPLOYED / "rules").glob("*.yml")}
 ALERTS = {r["alert"]: r for r in RULES["alerts"]}
 CASES = {p.stem: yaml.safe_load(p.read_text())["tests"] for p in (DEPLOYED / "tests").glob("*.yml")}
@@ -55,7 +55,7 @@ def textfile():
     return module
 
 
-def of_a_day(columns: int = 1, age: float = 40) -> CollectorRegistry:
+def of_a_day(columns: int = 1, age: float = 40, coverage: float | None = None) -> CollectorRegistry:
     """What a run leaves that found two columns of events, of which as many moved, and a champion of that age."""
     made, days = textfile(), [(NOW - timedelta(days=d)).date() for d in range(30, -1, -1)]
     rows = [("events", "price", .9 if columns else .1, 1e-9), ("events", "hour", .2, .5), ("visits", "length", .1, .9), ("scores", "score", None, None)]
@@ -63,7 +63,7 @@ def of_a_day(columns: int = 1, age: float = 40) -> CollectorRegistry:
     daily = pl.DataFrame({"day": days, "value": [.03] * 29 + [.01, .5], "n": [900] * 30 + [2]})
     asked = drift.filter(pl.col("psi").is_not_null())
     reasons = [by_drift(asked, .2, .001), by_metric("conversion of visits", daily, days[20], .1), by_age(age, 30)]
-    shop = pl.DataFrame([(n, 1., None if n == "coverage of the lists" else 2.) for n in made.FIGURES], schema=["figure", "before", "now"], orient="row")
+    shop = pl.DataFrame([(n, 1., coverage if n == "coverage of the lists" else 2.) for n in made.FIGURES], schema=["figure", "before", "now"], orient="row")
     verdict = decide(reasons, None, NOW, 7)
     return made.figures_of_day(NOW, drift, asked, (.2, .001), verdict.reasons, verdict.retrain, shop, daily)
 
@@ -74,7 +74,8 @@ def of_lists() -> CollectorRegistry:
     rows = [(d, by, v, ctr, .1, cvr, 20., 9., 500) for d in (day, later)
             for by, v, ctr, cvr in (("", "", .05, .2), ("surface", "for_you", .1, .3), ("surface", "similar", 0., None), ("rank", "1", .9, .9))]
     kpis = pl.DataFrame(rows, schema=["day", "dimension", "value", "CTR", "cart_rate", "CVR", "AOV", "revenue_per_1000", "exposures"], orient="row")
-    return textfile().figures_of_lists(NOW, kpis, timedelta(hours=24))
+    varied = pl.DataFrame([(d, s, .1 + (d == later), .6, .05, 7.5) for d in (day, later) for s in ("", "for_you")], schema=["day", "surface", "coverage", "tail", "new", "novelty"], orient="row")
+    return textfile().figures_of_lists(NOW, kpis, varied, timedelta(hours=24))
 
 
 def consumers(lag: int = 0) -> CollectorRegistry:
@@ -102,13 +103,18 @@ def labels_of(families) -> dict[str, set[str]]:
     return {n: x for n, x in plain.items() if families.get(n, ("",))[0] != "histogram"} | of_histograms | recorded
 
 
+def drawn() -> list[tuple[str, str, str]]:
+    """Board and panel, the expression, and what is made of its labels."""
+    return [(f"{name}: {p['title']}", t["expr"], t["legendFormat"]) for name, board in BOARDS.items() for p in board["panels"] for t in p.get("targets", [])]
+
+
 def expressions() -> list[tuple[str, str, str]]:
-    """Where, the expression, and what is made of its labels: of rules and dashboard."""
+    """Where, the expression, and what is made of its labels: of rules and dashboards."""
     rules = [(r.get("record") or r["alert"], r["expr"], r.get("annotations", {}).get("summary", "")) for of in RULES.values() for r in of]
-    return rules + [(p["title"], t["expr"], t["legendFormat"]) for p in BOARD["panels"] for t in p.get("targets", [])]
+    return rules + drawn()
 
 
-WORDS = {"sum", "by", "rate", "increase", "max", "min", "avg_over_time", "offset", "on", "and", "or", "time", "histogram_quantile", "group_left", "d", "h", "m"}
+WORDS = {"sum", "by", "rate", "increase", "max", "min", "avg_over_time", "last_over_time", "offset", "on", "and", "or", "time", "histogram_quantile", "group_left", "d", "h", "m"}
 SELECTOR = re.compile(r'([a-z_:][\w:]*)\{((?:[^}"]|"[^"]*")*)\}')
 
 
@@ -149,7 +155,7 @@ def test_the_page_defines_every_metric_with_its_type_and_labels(families):
 
 
 def test_the_page_lists_the_values_of_every_label(families):
-    rows = dict(re.findall(r"^\| ([a-z, ()]+) \| (.+) \|$", README.split("| label | values |")[1], re.MULTILINE))
+    rows = dict(re.findall(r"^\| ([a-z, ()]+) \| (.+) \|$", README.split("| label | values |")[1].split("## Alerts")[0], re.MULTILINE))
     values = {re.sub(r" \(.*", "", one): set(re.findall(r"`([^`]+)`", text)) for name, text in rows.items() for one in name.split(", ")}
     assert set.union(*(labels for _, labels in families.values())) == set(values)
     own = Replica()
@@ -235,9 +241,9 @@ def test_configuration_and_expressions_are_valid(tmp_path):
         (tmp_path / p.relative_to(DEPLOYED)).write_text(p.read_text())
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "reco_key").touch()
-    board = [{"record": f"panel:{n}", "expr": t["expr"]} for n, t in enumerate(t for p in BOARD["panels"] for t in p.get("targets", []))]
-    (tmp_path / "board.yml").write_text(yaml.safe_dump({"groups": [{"name": "board", "rules": board}]}))
-    for command in (["config", "prometheus.yml"], ["rules", "rules/alerts.yml", "rules/recording.yml", "board.yml"]):
+    panels = [{"record": f"panel:{n}", "expr": expr} for n, (_, expr, _) in enumerate(drawn())]
+    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": panels}]}))
+    for command in (["config", "prometheus.yml"], ["rules", "rules/alerts.yml", "rules/recording.yml", "panels.yml"]):
         done = subprocess.run([tool, "check", *command], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -335,7 +341,11 @@ def test_what_the_lists_earned_is_that_of_the_last_complete_day():
     assert [value("reco_kpi_ctr_ratio", {"surface": s}) for s in ("all", "for_you", "similar", "1")] == [.05, .1, 0, None]
     assert value("reco_kpi_cvr_ratio", {"surface": "similar"}) is None and value("reco_kpi_exposures", {"surface": "all"}) == 500
     assert set(textfile().KPIS) == {m.name for m in KPIS} | {"exposures"}
-    none = textfile().figures_of_lists(NOW, pl.DataFrame(schema={"day": pl.Date, "dimension": pl.String, "value": pl.String} | dict.fromkeys(textfile().KPIS, pl.Float64)), timedelta(0))
+    assert [value(f"reco_kpi_{n}", {"surface": s}) for n in ("coverage_ratio", "tail_ratio", "new_ratio", "novelty") for s in ("all", "for_you", "similar")] == [
+        .1, .1, None, .6, .6, None, .05, .05, None, 7.5, 7.5, None]
+    empty = [pl.DataFrame(schema={"day": pl.Date} | dict.fromkeys(named, pl.String) | dict.fromkeys(numbers, pl.Float64)) for named, numbers in (
+        (("dimension", "value"), textfile().KPIS), (("surface",), textfile().VARIETY))]
+    none = textfile().figures_of_lists(NOW, *empty, timedelta(0))
     assert none.get_sample_value("reco_kpi_lists_timestamp_seconds") and none.get_sample_value("reco_kpi_lists_day_timestamp_seconds") is None
 
 
@@ -349,33 +359,58 @@ def test_every_figure_that_the_run_works_out_has_a_name(trained):
 
 
 @pytest.fixture
-def guarded(bundle, store) -> Iterator[int]:
-    """The port of an endpoint that wants keys; without Ray."""
+def guarded(bundle, store) -> Iterator[tuple[int, Replica]]:
+    """The port of an endpoint that wants keys, and its replica; without Ray."""
     own = Replica()
     own.bundle, own.store, own.keys = bundle, store, load_keys(Settings(serving=Serving(client_keys=CLIENT)))
+    own.meter.asof.set(bundle.moment.asof / 1000)
     assert isinstance(own.keys, Keys) and own.keys
     server = uvicorn.Server(uvicorn.Config(create_app(own), host="127.0.0.1", port=free_port(), log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started: threading.Event().wait(0.02)
-    yield server.config.port
+    yield server.config.port, own
     server.should_exit = True
     thread.join(10)
 
 
+class Together:
+    """What several files of figures show, as node_exporter does."""
+
+    def __init__(self, *registries: CollectorRegistry): self.registries = registries
+
+    def collect(self) -> Iterator: return (family for r in self.registries for family in r.collect())
+
+
+def busy_consumers() -> CollectorRegistry:
+    """Those of a consumer to whom everything has happened once."""
+    registry = CollectorRegistry()
+    for of in ("stream", "served"):
+        m = Metrics(registry, of=of)
+        m.lag.set(20_000)
+        m.dead.labels("unreadable").inc()
+        m.failed.labels("the lake").inc()
+        m.newest.set(NOW.timestamp())
+    return registry
+
+
 @pytest.fixture
 def others() -> Iterator[dict[str, int]]:
-    """Ports of a consumer, and of somebody who shows the daily file as node_exporter does."""
+    """Ports of a consumer, and of somebody who shows the daily files as node_exporter does."""
     ports = {name: free_port() for name in ("consumer", "node")}
-    servers = [start_http_server(ports[name], "127.0.0.1", registry)[0] for name, registry in (("consumer", consumers(20_000)), ("node", of_a_day()))]
+    servers = [start_http_server(ports[name], "127.0.0.1", registry)[0] for name, registry in (("consumer", busy_consumers()), ("node", Together(of_a_day(coverage=.4), of_lists())))]
     yield ports
     for s in servers: s.shutdown()
 
 
-def test_prometheus_shows_its_key_and_every_panel_can_be_drawn(guarded, others, store, tmp_path):
-    user = next(u for u in sorted(store.user_ids()) if len(store.events(u)) > 5)
-    with prometheus(tmp_path, CLIENT, endpoint=guarded, **others) as p, httpx.Client(base_url=f"http://127.0.0.1:{guarded}", headers={"X-API-Key": CLIENT}) as http:
+def test_prometheus_shows_its_key_and_every_panel_is_drawn(guarded, others, store, tmp_path):
+    user, (port, own) = next(u for u in sorted(store.user_ids()) if len(store.events(u)) > 5), guarded
+    with prometheus(tmp_path, CLIENT, endpoint=port, **others) as p, httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": CLIENT}) as http:
         p.until("up", lambda found: sorted((labels["job"], v) for labels, v in found) == [("node", 1), ("reco-consumer", 1), ("reco-endpoint", 1)])
+        deadline, own.deadline_s = own.deadline_s, 1e-6  # what does not come at once is left out
+        late = http.get(f"/recommendations/v1/{user}?filter=price<1")
+        own.deadline_s = deadline
+        assert late.headers["X-Degraded"]
         def asked(found: list) -> bool:  # more visits until it is wanted
             for k in range(5): assert http.get(f"/recommendations/v1/{user}?k={k + 1}").status_code == 200
             return bool(found) and found[0][1] > 0
@@ -384,7 +419,9 @@ def test_prometheus_shows_its_key_and_every_panel_can_be_drawn(guarded, others, 
         assert sorted(v for _, v in p.until("reco_drift_columns_moved", bool)) == [0, 1]
         p.until('ALERTS{alertstate="pending", alertname=~"RecoDrift|RecoEventLag"}', lambda found: len(found) == 2)  # they wait to be sure
         for _, expr, _ in expressions(): p.query(expr)
-    with prometheus(tmp_path / "wrong", "another-key-of-some-length", endpoint=guarded) as p:
+        empty = {where: expr for where, expr, _ in drawn() if not p.query(expr)}
+        for expr in empty.values(): p.until(expr, bool, 15)
+    with prometheus(tmp_path / "wrong", "another-key-of-some-length", endpoint=port) as p:
         p.until('up{job="reco-endpoint"}', lambda found: [v for _, v in found] == [0])
         assert "401" in p.asked("targets")["activeTargets"][0]["lastError"]
 
@@ -392,15 +429,22 @@ def test_prometheus_shows_its_key_and_every_panel_can_be_drawn(guarded, others, 
 # Grafana
 
 
-def test_the_dashboard_has_its_form():
-    panels = [p for p in BOARD["panels"] if p["type"] != "row"]
-    assert [v["type"] for v in BOARD["templating"]["list"]] == ["datasource"] and len({p["id"] for p in BOARD["panels"]}) == len(BOARD["panels"])
+@pytest.mark.parametrize("name", BOARDS)
+def test_dashboards_have_their_form(name):
+    board = BOARDS[name]
+    panels = [p for p in board["panels"] if p["type"] != "row"]
+    assert [v["type"] for v in board["templating"]["list"]] == ["datasource"] and len({p["id"] for p in board["panels"]}) == len(board["panels"])
     for p in panels:
         assert p["fieldConfig"]["defaults"]["unit"] and p["title"] and p["targets"], p["title"]
         assert {t["datasource"]["uid"] for t in p["targets"]} | {p["datasource"]["uid"]} == {"${datasource}"}
     taken = {}
-    for p in BOARD["panels"]:
+    for p in board["panels"]:
         g = p["gridPos"]
         for cell in ((x, y) for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])):
             assert cell[0] < 24 and taken.setdefault(cell, p["id"]) == p["id"], p["title"]
+
+
+def test_the_four_boards_have_names_of_their_own_and_are_provisioned():
+    assert set(BOARDS) == {"service", "quality", "business", "data"}
+    assert len({b["uid"] for b in BOARDS.values()}) == len({b["title"] for b in BOARDS.values()}) == 4
     for path in (ROOT / "deploy" / "grafana" / "provisioning").rglob("*.yml"): assert yaml.safe_load(path.read_text())["apiVersion"] == 1
