@@ -28,6 +28,7 @@ from reco.bundle_store import (
     put,
 )
 from reco.challenger import challenger_name, keep_report, kept_report, promote, set_challenger
+from reco.data.objects import listed
 from reco.published import NothingBefore, champion_name, earlier, history, publish, rollback
 from reco.retention import remove_old
 
@@ -62,6 +63,11 @@ def made(root: BundlesOnS3, *names: str) -> None:
         for file in ("items.txt", "state/price.txt"): (folder / file).write_text(f"{name} {file}")
         (folder / "manifest.json").write_text(json.dumps({"checksums": checksums(folder)}))
         put(root, folder)
+
+
+def laid(root: BundlesOnS3, *names: str) -> None:
+    """Objects that no bundle has."""
+    for name in names: root.objects.client.put_object(Bucket=root.objects.bucket, Key=root.objects.key(name), Body=b"x")
 
 
 def test_a_bundle_is_found_only_when_it_is_whole(at, gate):
@@ -183,22 +189,37 @@ def test_an_s3_without_conditions_is_refused(at, monkeypatch):
 
 def test_retention_leaves_what_is_needed_and_ends_what_was_cut_short(at, monkeypatch):
     here = at()
-    made(here, "a", "b", "c", "d", "e", "f")
-    for name in "abc": publish(here / name)
+    a, b, c, d, e, f, half = (f"2026-05-0{n}T000000Z-{n:08x}" for n in range(1, 8))
+    made(here, a, b, c, d, e, f)
+    for name in (a, b, c): publish(here / name)
     rollback(here, check=Path)
-    set_challenger(here / "e")
-    here.objects.client.put_object(Bucket=here.objects.bucket, Key=here.objects.key("half/items.txt"), Body=b"x")
-    keep_report(here, {"bundle": "c"})
+    set_challenger(here / e)
+    laid(here, f"{half}/items.txt")
+    keep_report(here, {"bundle": c})
     assert remove_old(here, 1) == []
     with monkeypatch.context() as killed:
         killed.setattr("reco.retention.finish_removal", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): remove_old(here, 1, -60)
-    assert going(lines_of(ledger(here).text)) == {"c", "d"}
-    with pytest.raises(UnknownBundle, match="'d': it is being removed"): publish(here / "d") # its files are still there
-    assert remove_old(here, 1, -60) == [] and bundles_in(here) == ["a", "b", "e", "f"] and kept_report(here, "c")
-    assert not [e for e in here.objects.client.list_objects_v2(Bucket=here.objects.bucket)["Contents"] if "/half/" in e["Key"] or "/d/" in e["Key"]]
-    put(here, here.cache / "d") # the name is free again
-    assert publish(here / "d").bundle_id == "d"
+    assert going(lines_of(ledger(here).text)) == {c, d}
+    with pytest.raises(UnknownBundle, match=f"'{d}': it is being removed"): publish(here / d) # its files are still there
+    assert remove_old(here, 1, -60) == [] and bundles_in(here) == [a, b, e, f] and kept_report(here, c)
+    assert not [x for x in listed(here.objects) if x.name.startswith((half, d))]
+    put(here, here.cache / d) # the name is free again
+    assert publish(here / d).bundle_id == d
+
+
+def test_retention_leaves_what_is_not_ours(at):
+    """Bundles right in a bucket that others use too."""
+    here = at()
+    old, new = "2026-05-01T000000Z-00000001", "2026-05-02T000000Z-00000002"
+    made(here, old, new, "before-the-sale")
+    publish(here / new)
+    others = ["lake/interactions/_delta_log/0.json", "lake/.runs/TrainFlow-1/shop", "metaflow/data/1", "mlflow/1/model_card.md", "website/manifest.json", "2026-05-01/x"]
+    laid(here, *others, "gates/x.json", "reports/x.html", "monitor/x.html")
+    before = {x.name for x in listed(here.objects)}
+    assert remove_old(here, 1, -60) == [old]
+    assert {x for x in before - {y.name for y in listed(here.objects)} if not x.startswith(f"{old}/")} == set()
+    assert not [x for x in listed(here.objects) if x.name.startswith(old)]
 
 
 def test_a_publication_between_the_look_and_the_removal_counts(at):

@@ -58,6 +58,24 @@ def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(SettingsError, match=r"nowhere\.ini"): load_settings(tmp_path / "nowhere.ini", {})
 
 
+@pytest.mark.parametrize(("text", "environ", "says"), [
+    ("[bundles]\nroot = s3://shop\n[lake]\nroot = s3://shop/lake", {}, ["[lake] root = 's3://shop/lake' lies in [bundles] root = 's3://shop'"]),
+    ("[bundles]\nroot = s3://shop/", {"RECO_RUNS_DATASTORE": "s3://shop//metaflow"}, ["RECO_RUNS_DATASTORE: [runs] datastore"]),
+    ("[bundles]\nroot = s3://shop/b", {"RECO_TRACKING_ARTIFACTS": "s3://shop/b"}, ["RECO_TRACKING_ARTIFACTS: [tracking] artifacts"]),
+    ("[bundles]\nroot = data", {}, ["settings.ini: [lake] root = 'data/lake' lies in [bundles] root = 'data'"]),
+    ("", {"RECO_BUNDLES_ROOT": "."}, ["RECO_BUNDLES_ROOT: [lake] root"]),
+    ("[bundles]\nroot = data/../data/mlflow", {}, ["[tracking] folder = 'data/mlflow'"]),
+])
+def test_nothing_else_lies_among_the_bundles(tmp_path, text, environ, says):
+    message = refusal(tmp_path, text, environ)
+    assert all(s in message for s in says), message
+
+
+def test_places_beside_each_other_or_above_are_fine(tmp_path):
+    (tmp_path / "settings.ini").write_text("[lake]\nroot = s3://shop\n[runs]\ndatastore = s3://shop/bundles-of-runs\n[bundles]\nroot = s3://shop/bundles\n")
+    assert load_settings(tmp_path / "settings.ini", {"RECO_TRACKING_ARTIFACTS": "s3://other/bundles/x"}).bundles.root == "s3://shop/bundles"
+
+
 def test_paths_are_relative_to_the_file(tmp_path):
     (tmp_path / "settings.ini").write_text("[lake]\nroot = here")
     settings = load_settings(tmp_path / "settings.ini", {})
