@@ -88,11 +88,11 @@ class SearchFlow(FlowSpec):
         from reco.ranking.training import cutoffs_of
         self.settings, self.git_sha = SETTINGS.without_secrets(), git_sha(HERE)
         check_space()
-        rule_book()
+        book = rule_book()
         lake = open_lake(SETTINGS)
         self.snapshots = {t: lake.snapshot(t) for t in TABLES}
         self.cutoffs = cutoffs_of(read_shop(self.snapshots), self.settings)
-        self.key = study_key(self.settings, {"snapshots": self.snapshots, "cutoffs": vars(self.cutoffs)})
+        self.key = study_key(self.settings, {"snapshots": self.snapshots, "cutoffs": vars(self.cutoffs), "rules": book.model_dump(mode="json")})
         try: [self.study(stage) for stage in STAGES]  # made here, before several want to
         except StorageError as e: sys.exit(f"search: {e}")
         for stage in STAGES:

@@ -29,6 +29,7 @@ from reco.data.split import Cutoffs
 from reco.moment import fit_moment
 from reco.ranking.examples import Examples
 from reco.ranking.search import (
+    COUNTS,
     SPACE,
     Knob,
     SpaceError,
@@ -43,6 +44,7 @@ from reco.ranking.search import (
     open_study,
     search,
     study_figure,
+    study_key,
     with_values,
 )
 from reco.ranking.training import cutoffs_of
@@ -337,6 +339,39 @@ def test_a_stage_without_knobs_does_nothing(tmp_path):
 def test_the_default_space_is_of_the_default_settings():
     space = Settings().search.space
     assert all(knobs_of(space, stage) for stage in ("sources", "ranking", "reranking")) and len({k.key for k in SPACE}) == len(SPACE)
+
+
+# What a study hangs on ------------------------------------------------------------------------------------------------
+
+NOTHING_TO_DO = {"root", "lake", "bundles", "runs", "quality", "postgres", "online", "stream", "served", "simulator", "explore", "serving", "batch", "tracking",
+                 "gates", "experiments", "schedule", "kubernetes", "alerts", "monitor", "kpis", "reports", "app"}
+
+
+def edited(settings: Settings, section: str, key: str) -> Settings:
+    """The same settings with something else in one place."""
+    part = getattr(settings, section)
+    now = getattr(part, key)
+    other = not now if isinstance(now, bool) else now + 1 if isinstance(now, int | float) else {"auto": 3, "mmr": "dpp"}.get(now, "something else")
+    return settings.model_copy(update={section: part.model_copy(update={key: other})})
+
+
+def test_every_section_counts_for_a_trial_or_does_not():
+    """A new section belongs in one of the two sets: `COUNTS`, or the one above."""
+    assert set(COUNTS) | NOTHING_TO_DO == set(Settings.model_fields) and not set(COUNTS) & NOTHING_TO_DO
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer") # what is put in is not of each field's type
+@pytest.mark.parametrize("section", sorted(set(Settings.model_fields) - {"root", "candidates"}))
+def test_a_study_goes_on_after_edits_that_do_not_count(section):
+    of = COUNTS.get(section, set())
+    for key in type(getattr(BASE, section)).model_fields:
+        counts = (of is True or key in of) and (section, key) != ("train", "workers")
+        assert (study_key(edited(BASE, section, key), {}) != study_key(BASE, {})) == counts, key
+
+
+def test_another_quota_or_source_is_another_study():
+    for more in ({"als": Quota(quota=7)}, {"mine": Quota(cls="my.shop:Source", quota=5)}):
+        assert study_key(BASE.model_copy(update={"candidates": BASE.candidates | more}), {}) != study_key(BASE, {})
 
 
 # The proposal -------------------------------------------------------------------------------------------------------
