@@ -148,10 +148,19 @@ def compiled(path: Path, settings: Settings, env: dict[str, str], timeout_s: flo
 
 
 def forgetful(settings: Settings) -> list[str]:
-    """Settings that name a folder, which ends with its pod."""
-    folders = {"[lake] root": settings.lake.root, "[bundles] root": settings.bundles.root}
-    if not settings.online.url.get_secret_value(): folders["[online] url"] = "an embedded Redis"
-    return [f"{key} is {value}" for key, value in folders.items() if not value.startswith("s3://")]
+    """Settings that name a folder, which ends with its pod: a sentence each."""
+    s, secret = settings, "unless a Secret of [kubernetes] secrets has"
+    empty = lambda section, key: not getattr(getattr(s, section), key).get_secret_value()
+    here = {"[lake] root": s.lake.root, "[bundles] root": s.bundles.root} | ({"[tracking] artifacts": s.tracking.artifacts} if s.tracking.enabled else {})
+    said = [f"{key} is {value}, which a pod cannot share with the next" for key, value in here.items() if value and not value.startswith("s3://")]
+    if empty("online", "url"): said.append(f"[online] url is empty: an embedded Redis ends with its pod, {secret} RECO_ONLINE_URL")
+    if empty("search", "storage"): said.append(f"[search] storage is empty: flows/search.py ends at once, for its workers share no file, {secret} RECO_SEARCH_STORAGE")
+    if s.tracking.enabled and empty("tracking", "uri"):
+        said.append(f"[tracking] uri is empty: what is logged to the SQLite file in {s.tracking.folder} ends with its pod, {secret} RECO_TRACKING_URI")
+    if s.data.source != "postgres": said.append(f"[data] path is {s.data.path}: flows/ingest.py finds there what the image has, or a volume")
+    if s.monitor.textfile: said.append(f"[monitor] textfile is {s.monitor.textfile}, which no collector of the node sees")
+    named = {"[rules] file": s.rules.file, "[experiments] file": s.experiments.file}
+    return said + [f"{key} is {value}: what is not beside settings.ini does not go along" for key, value in named.items() if Path(value).is_absolute()]
 
 
 def write(out: Path, name: str, objects: list[dict]) -> Path:
@@ -174,7 +183,7 @@ def main() -> None:
     except SettingsError as e: sys.exit(f"settings: {e}")
     env = datastore(settings)
     check_reachable(env, settings)
-    for line in forgetful(settings): print(f"warning: {line}, which a pod cannot share with the next", file=sys.stderr)
+    for line in forgetful(settings): print(f"warning: {line}", file=sys.stderr)
     names = asked.flow or list(flows)
     with ThreadPoolExecutor(2) as pool: done = [pool.submit(compiled, flows[n], settings, env, asked.timeout) for n in names]
     failed = [str(e) for job in done if (e := job.exception())]

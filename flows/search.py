@@ -1,7 +1,7 @@
 """Better settings, found on the validation cutoff. `python flows/search.py run`; `[search]` in settings.ini has the knobs.
 
-Sources first, then the ranker on what they propose, then re-ranking. Every worker of a stage takes trials from one study in `[search] storage`, so a
-search that was killed goes on when it is started again. The hold-out is not looked at, and nothing is changed: the proposal is a file for a person.
+Sources first, then the ranker on what they propose, then re-ranking. Every worker of a stage takes trials from one study, so a search that was killed goes on when it is started
+again: in the file of `[search] file`, or in `[search] storage`, without which there is no search on a cluster. The hold-out is not looked at, and nothing is changed: the proposal is a file for a person.
 """
 import os
 import sys
@@ -52,6 +52,13 @@ def check_space() -> None:
     except SpaceError as e: sys.exit(f"search: {e}")
 
 
+def check_storage() -> None:
+    """End the run where its workers would each have a study of their own."""
+    if not os.environ.get("METAFLOW_KUBERNETES_WORKLOAD") or SETTINGS.search.storage.get_secret_value(): return
+    sys.exit("search: [search] storage is empty, and pods share no SQLite file: put RECO_SEARCH_STORAGE = postgresql://user:password@host/optuna "
+             f"into a Secret that [kubernetes] secrets names (now: {SETTINGS.kubernetes.secrets or 'none'})")
+
+
 def storage() -> str:
     """Address of the studies; the folder of an SQLite file is made."""
     if url := SETTINGS.search.storage.get_secret_value(): return url
@@ -87,6 +94,7 @@ class SearchFlow(FlowSpec):
         """Fix what the search depends on, and refuse a space that does not fit before anything is tried."""
         from reco.ranking.training import cutoffs_of
         self.settings, self.git_sha = SETTINGS.without_secrets(), git_sha(HERE)
+        check_storage()
         check_space()
         book = rule_book()
         lake = open_lake(SETTINGS)

@@ -297,6 +297,53 @@ def test_metaflows_own_only_json_says_the_same(made, tmp_path):
     assert lost(alone, here) == [] == lost(here, alone)
 
 
+# What would end with a pod ------------------------------------------------------------------------------------------
+
+
+def warned(folder: Path, text: str, **env: str) -> list[str]:
+    (folder / "settings.ini").write_text(text)
+    code = "import argo, json; from reco.settings import load_settings; print(json.dumps(argo.forgetful(load_settings())))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "flows", env=environment(folder / "settings.ini", PYTHONPATH=str(ROOT), **env), capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+SHARED = """
+[lake]
+root = s3://shop/lake
+[bundles]
+root = s3://shop/bundles
+[tracking]
+artifacts = s3://shop/mlflow
+[data]
+source = postgres
+[rules]
+file = rules.toml
+"""
+GIVEN = {"RECO_ONLINE_URL": "redis://h:1", "RECO_SEARCH_STORAGE": "postgresql://h/optuna", "RECO_TRACKING_URI": "http://h:5000"}
+
+
+def test_each_setting_that_ends_with_its_pod_is_named(tmp_path):
+    assert warned(tmp_path, SHARED, **GIVEN) == []
+    changes = {"RECO_LAKE_ROOT": "data/lake", "RECO_BUNDLES_ROOT": "b", "RECO_ONLINE_URL": "", "RECO_SEARCH_STORAGE": "", "RECO_TRACKING_URI": "",
+               "RECO_TRACKING_ARTIFACTS": "mlflow", "RECO_DATA_SOURCE": "files", "RECO_MONITOR_TEXTFILE": "/srv/reco.prom", "RECO_RULES_FILE": "/etc/rules.toml",
+               "RECO_EXPERIMENTS_FILE": "/etc/experiments.toml"}
+    names = ["[lake] root is data/lake", "[bundles] root is b", "[tracking] artifacts is mlflow", "[online] url is empty", "[search] storage is empty",
+             "[tracking] uri is empty", "[data] path is data/raw", "[monitor] textfile is /srv/reco.prom", "[rules] file is /etc/rules.toml",
+             "[experiments] file is /etc/experiments.toml"]
+    said = warned(tmp_path, SHARED, **GIVEN | changes)
+    assert len(said) == len(names) == len(changes) and all(line.startswith(name) for line, name in zip(said, names, strict=True)), said
+    assert not any("RECO_TRACKING" in line or "[tracking]" in line for line in warned(tmp_path, SHARED, **GIVEN | {"RECO_TRACKING_URI": "", "RECO_TRACKING_ENABLED": "false"}))
+
+
+def test_a_search_whose_workers_share_nothing_ends_at_once(tmp_path):
+    """As in a pod: the variable is what Metaflow sets there."""
+    (tmp_path / "settings.ini").write_text("[search]\nspace = als\n")
+    done = subprocess.run([sys.executable, "flows/search.py", "run"], cwd=ROOT, env=environment(tmp_path / "settings.ini", METAFLOW_KUBERNETES_WORKLOAD="1"),
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert done.returncode != 0 and "search: [search] storage is empty, and pods share no SQLite file" in done.stdout and "Traceback" not in done.stdout, done.stdout
+    assert not (tmp_path / "data").exists()
+
+
 # Manifests ----------------------------------------------------------------------------------------------------------
 
 
