@@ -129,7 +129,7 @@ def show_figures(now: datetime, kpis: pl.DataFrame, varied: pl.DataFrame) -> Non
     from textfile import figures_of_lists, write_figures
     path = SETTINGS.path(SETTINGS.monitor.textfile)
     path = path.with_name(f"{path.stem}_kpis.prom")
-    if trouble := write_figures(path, figures_of_lists(now, kpis, varied, timedelta(hours=K.window_hours))): print(f"warning: no figures for Prometheus in {path}: {trouble}")
+    if trouble := write_figures(path, figures_of_lists(now, kpis, varied, 2 * timedelta(hours=K.window_hours))): print(f"warning: no figures for Prometheus in {path}: {trouble}")
 
 
 def card_parts(run: KpisFlow) -> list:

@@ -65,12 +65,12 @@ def shop_figures(gauge, figures: pl.DataFrame, daily: pl.DataFrame) -> None:
         gauge("kpi_visit_conversion_timestamp_seconds", "The end of that day").set(midnight_after(day))
 
 
-def figures_of_lists(now: datetime, kpis: pl.DataFrame, varied: pl.DataFrame, window: timedelta) -> CollectorRegistry:
-    """What the lists of a day earned and how varied they were, by surface and in all: of the last day whose purchases are complete, `window` after its end."""
+def figures_of_lists(now: datetime, kpis: pl.DataFrame, varied: pl.DataFrame, wait: timedelta) -> CollectorRegistry:
+    """What the lists of a day earned and how varied they were, by surface and in all: of the last day whose purchases are complete, `wait` after its end."""
     registry = CollectorRegistry()
     gauge = lambda name, about, labels=(): Gauge(f"reco_kpi_{name}", about, labels, registry=registry)
     gauge("lists_timestamp_seconds", "The moment from which the run looked back").set(now.timestamp())
-    over = pl.col("day") < (now - window).date()
+    over = pl.col("day") < (now - wait).date()
     last = kpis.filter(over, pl.col("dimension").is_in(("", "surface")), pl.col("day") == pl.col("day").filter(over).max())
     if last.height: gauge("lists_day_timestamp_seconds", "The end of the day that was counted").set(midnight_after(last["day"][0]))
     shown = varied.filter(pl.col("day").is_in(last["day"].unique().implode())).rename({"surface": "value"})

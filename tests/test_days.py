@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from flow_runs import run_flow
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reco.data.lake import Lake
@@ -29,6 +29,7 @@ from reco.monitoring.days import (
     with_segment,
 )
 from reco.schemas import EXPOSURES, INTERACTIONS, conform
+from reco.sections.operations import Kpis
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -92,15 +93,36 @@ def traffic(days: int = 4, users: int = 60, seed: int = 1, lift: float = 0.0, bo
     return conform(pl.DataFrame(shown), EXPOSURES), conform(pl.DataFrame(did, infer_schema_length=None), INTERACTIONS)
 
 
-@given(st.lists(st.tuples(st.integers(0, 95), st.sampled_from("ab"), st.sampled_from("xy")), min_size=1, max_size=8, unique=True),
-       st.lists(st.tuples(st.integers(0, 7), st.floats(0.1, 20), st.sampled_from("ab"), st.sampled_from("xy"), st.booleans()), max_size=10))
-def test_days_alone_add_up_to_all_at_once(shows, acts):
+SHOWS = st.lists(st.tuples(st.integers(0, 95), st.sampled_from("ab"), st.sampled_from("xy")), min_size=1, max_size=8, unique=True)
+ACTS = st.lists(st.tuples(st.integers(0, 7), st.floats(0.1, 80), st.sampled_from("xy"), st.booleans()), max_size=10)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SHOWS, ACTS, st.sampled_from([1, 5.5, 24, 30]))
+@example([(23, "a", "x"), (48, "a", "x")], [(0, 23, "x", False), (0, 44, "x", True)], 24)  # by midnight and a window neither of them has come
+@example([(23, "a", "x"), (24, "a", "x")], [(0, 20, "x", False), (1, 23, "x", False), (1, 24, "x", True)], 24)  # the second list takes it
+def test_days_alone_add_up_to_all_at_once(shows, acts, hours):
     shown = conform(pl.DataFrame([{"request_id": f"r{n}", "ts": at(h), "user_id": u, "surface": "for_you", "rank": 1, "item_id": i, "bundle": "b"} for n, (h, u, i) in enumerate(shows)]), EXPOSURES)
-    done = [{"event_id": f"{n}", "ts": at(shows[k % len(shows)][0] + hours) + timedelta(milliseconds=n), "user_id": u, "item_id": i, "event": "transaction" if buys else "click",
-             "request_id": None if buys else f"r{k % len(shows)}", "order_id": f"o{n}" if buys else None, "quantity": 1, "price": 2.0} for n, (k, hours, u, i, buys) in enumerate(acts)]
-    did = conform(pl.DataFrame(done, infer_schema_length=None) if done else INTERACTIONS.empty(), INTERACTIONS)
-    parts = list(day_by_day(shown.lazy(), did.lazy(), date(2026, 5, 1), at(24 * 9), DAY))
-    assert pl.concat(parts).equals(outcomes_of(shown, did, DAY)) and all(p["ts"].dt.date().n_unique() == 1 for p in parts)
+    of = lambda k: shows[k % len(shows)]
+    done = [{"event_id": f"{n}", "ts": at(of(k)[0] + delay) + timedelta(milliseconds=n), "user_id": of(k)[1], "item_id": i, "event": "transaction" if buys else "click",
+             "request_id": None if buys else f"r{k % len(shows)}", "order_id": f"o{n}" if buys else None, "quantity": 1, "price": 2.0} for n, (k, delay, i, buys) in enumerate(acts)]
+    did, window = conform(pl.DataFrame(done, infer_schema_length=None) if done else INTERACTIONS.empty(), INTERACTIONS), timedelta(hours=hours)
+    parts = list(day_by_day(shown.lazy(), did.lazy(), date(2026, 5, 1), at(24 * 14), window))
+    assert pl.concat(parts).equals(outcomes_of(shown, did, window)) and all(p["ts"].dt.date().n_unique() == 1 for p in parts)
+
+
+def test_what_comes_a_window_after_a_late_click_belongs_to_the_day_of_the_list():
+    shown = conform(pl.DataFrame([{"request_id": "r", "ts": at(23), "user_id": "a", "surface": "for_you", "rank": 1, "item_id": "x", "bundle": "b"}]), EXPOSURES)
+    act = lambda hours, event, **more: {"event_id": event, "ts": at(hours), "user_id": "a", "item_id": "x", "event": event} | more
+    did = conform(pl.DataFrame([act(23 + 23, "click", request_id="r"), act(23 + 23 + 21, "transaction")], infer_schema_length=None), INTERACTIONS)
+    (day,) = day_by_day(shown.lazy(), did.lazy(), date(2026, 5, 1), at(24 * 9), DAY)
+    assert day.select("click", "purchase").rows() == [(1, 1)]
+
+
+@pytest.mark.parametrize(("hours", "need"), [(24, 4), (25, 5), (1, 3), (30 * 24, 62)])
+def test_a_day_is_counted_until_two_windows_have_passed(hours, need):
+    assert Kpis(window_hours=hours, days=need).days == need
+    with pytest.raises(ValueError, match=f"two windows of {hours} hours after a day and before today need {need} days"): Kpis(window_hours=hours, days=need - 1)
 
 
 def test_every_question_divides_the_same_day(tmp_path):
@@ -197,8 +219,8 @@ def test_the_flow_as_an_operator_runs_it(tmp_path):
     hand = outcomes_of(shown, did, DAY).filter(pl.col("ts") >= at(48)).group_by(pl.col("ts").dt.date()).agg(pl.col("click").sum()).sort("ts")
     assert whole["click"].to_list() == hand["click"].to_list() and "2026-05-06: 600 exposures to 200 shoppers" in done.stdout
     figures = (tmp_path / "figures" / "reco_kpis.prom").read_text() # of the last day whose purchases are complete
-    of_may_4 = whole.filter(day=date(2026, 5, 4))["CTR"].item()
-    assert f'reco_kpi_ctr_ratio{{surface="all"}} {of_may_4}' in figures and f'reco_kpi_ctr_ratio{{surface="for_you"}} {of_may_4}' in figures
+    of_may_3 = whole.filter(day=date(2026, 5, 3))["CTR"].item()
+    assert f'reco_kpi_ctr_ratio{{surface="all"}} {of_may_3}' in figures and f'reco_kpi_ctr_ratio{{surface="for_you"}} {of_may_3}' in figures
     says = lake.read("readouts").collect().filter(metric="CTR").row(0, named=True)
     assert says["verdict"] == "ahead" and says["day"] == date(2026, 5, 6) and "experiment lists: new, CTR: ahead" in done.stdout
     assert set(lake.read("variety").collect()["surface"]) == {"", "for_you"} and lake.read("retention").collect()["cohort"].to_list() == [date(2026, 5, 1) + timedelta(days=d) for d in range(5)]

@@ -46,19 +46,22 @@ def frames(requests: list[dict], events: list[dict]) -> tuple[pl.DataFrame, pl.D
 
 
 def by_hand(shown: pl.DataFrame, done: pl.DataFrame) -> dict[tuple[str, str], dict]:
-    """Row by row, as one would explain it to somebody."""
-    out = {(e["request_id"], e["item_id"]): {"click": 0, "cart": 0, "purchase": 0, "units": 0, "revenue": 0.0, "orders": set(), "at": e["ts"]}
-           for e in shown.iter_rows(named=True)}
-    clicked, events = [], sorted(done.iter_rows(named=True), key=lambda e: e["ts"])
-    for e in events:
-        mine = out.get((e["request_id"], e["item_id"]))
-        if e["event"] not in ("click", "view") or mine is None or e["ts"] < mine["at"] or mine["click"]: continue
-        mine["click"] = 1
-        clicked.append((e["ts"], e["user_id"], e["item_id"], mine))
-    for e in events:
-        before = [c for c in clicked if c[1:3] == (e["user_id"], e["item_id"]) and c[0] <= e["ts"] <= c[0] + WINDOW]
-        if not before or e["event"] not in ("addtocart", "transaction"): continue
-        mine = max(before, key=lambda c: c[0])[3]
+    """From each cart and purchase back through the log to the last click, as one would explain it to somebody."""
+    when = {(e["request_id"], e["item_id"]): e["ts"] for e in shown.iter_rows(named=True)}
+    out = {key: {"click": 0, "cart": 0, "purchase": 0, "units": 0, "revenue": 0.0, "orders": set()} for key in when}
+    events = sorted(done.iter_rows(named=True), key=lambda e: e["ts"])
+
+    def list_of(e: dict) -> tuple[str, str] | None:
+        key = e["request_id"], e["item_id"]
+        return key if e["event"] in ("click", "view") and key in when and when[key] <= e["ts"] <= when[key] + WINDOW else None
+    for n, e in enumerate(events):
+        if key := list_of(e): out[key]["click"] = 1
+        if e["event"] not in ("addtocart", "transaction"): continue
+        for earlier in reversed(events[:n]):
+            if (earlier["user_id"], earlier["item_id"]) == (e["user_id"], e["item_id"]) and (key := list_of(earlier)): break
+        else: continue
+        if e["ts"] - earlier["ts"] > WINDOW: continue
+        mine = out[key]
         if e["event"] == "addtocart":
             mine["cart"] = 1
             continue
@@ -83,6 +86,27 @@ def test_credit_is_what_counting_by_hand_gives(requests, events):
     buyers = {}  # orders are counted once per shopper
     for row in table.iter_rows(named=True): buyers.setdefault(row["user_id"] or row["request_id"], set()).update(hand[row["request_id"], row["item_id"]]["orders"])
     assert total["orders"] == sum(map(len, buyers.values()))
+
+
+def one_shopper(lists: dict[str, int], *did: tuple[int, str, str | None]) -> dict[str, tuple[int, int]]:
+    """Lists of one item at their minutes, what was done with it → (click, purchase) of each list, with a window of a day."""
+    shown = shown_frame([{"request_id": name, "ts": at(m), "user_id": "ann", "surface": "for_you", "rank": 1, "item_id": "a", "bundle": "b"} for name, m in lists.items()])
+    done = event_frame([{"event_id": str(n), "ts": at(m), "user_id": "ann", "item_id": "a", "event": event, "request_id": of} for n, (m, event, of) in enumerate(did)])
+    return {r["request_id"]: (r["click"], r["purchase"]) for r in outcomes_of(shown, done, timedelta(days=1)).iter_rows(named=True)}
+
+
+def test_the_last_click_is_the_last_of_all_clicks():
+    back = one_shopper({"A": 0, "B": 1}, (5, "click", "A"), (10, "click", "B"), (15, "click", "A"), (20, "transaction", None))
+    assert back == {"A": (1, 1), "B": (1, 0)}
+    assert one_shopper({"A": 0}, (30, "click", "A"), (24 * 60, "click", "A"), (25 * 60, "transaction", None)) == {"A": (1, 1)}
+    assert one_shopper({"A": 0}, (30, "click", "A"), (25 * 60, "transaction", None)) == {"A": (1, 0)}
+
+
+def test_a_click_counts_within_the_window_after_its_list():
+    assert one_shopper({"A": 0}, (24 * 60, "click", "A"), (48 * 60, "transaction", None)) == {"A": (1, 1)}
+    assert one_shopper({"A": 0}, (24 * 60 + 1, "click", "A"), (24 * 60 + 2, "transaction", None)) == {"A": (0, 0)}
+    late = one_shopper({"A": 0, "B": 60}, (90, "click", "B"), (24 * 60 + 1, "click", "A"), (24 * 60 + 2, "transaction", None))
+    assert late == {"A": (0, 0), "B": (1, 1)}  # what does not count as a click takes no credit from one that does
 
 
 @given(st.lists(REQUEST, min_size=1, max_size=4), st.lists(EVENT, max_size=12), st.randoms())

@@ -24,22 +24,23 @@ def shown_once(
 def clicks(
     exposures:pl.DataFrame,     # of `shown_once`
     interactions:pl.DataFrame,  # INTERACTIONS
-)->pl.DataFrame:                # request_id, item_id, user_id, clicked (when)
-    "The first click on each exposure that got one."
+    window:timedelta,           # from the exposure to a click that counts
+)->pl.DataFrame:                # request_id, item_id, user_id, clicked (when); by time
+    "Every click on an exposure."
     events = interactions.filter(pl.col("event").is_in(["click", "view"]) & pl.col("request_id").is_not_null())
-    found = events.join(exposures.select(*SHOWN, shown="ts"), on=SHOWN).filter(pl.col("ts") >= pl.col("shown"))
-    return found.sort("ts", "event_id").unique(SHOWN, keep="first", maintain_order=True).select(*SHOWN, "user_id", clicked="ts")
+    found = events.join(exposures.select(*SHOWN, shown="ts"), on=SHOWN).filter(pl.col("ts").is_between("shown", pl.col("shown") + window))
+    return found.sort("ts", "shown", "event_id").select(*SHOWN, "user_id", clicked="ts")
 
 # %% ../../nbs/89a_monitoring.credit.ipynb #13509fcb
 def credited(
     clicked:pl.DataFrame,       # of `clicks`
     interactions:pl.DataFrame,  # INTERACTIONS; an event_id that is there twice counts once
-    window:timedelta,           # from the click to what it gets credit for
+    window:timedelta,           # from a click to what it gets credit for
 )->pl.DataFrame:                # request_id, item_id, user_id, event, ts, order_id, quantity, price
     "What carts and purchases are owed to, by last click."
     who = ["user_id", "item_id"]
     done = interactions.filter(pl.col("event").is_in(["addtocart", "transaction"])).unique("event_id", keep="first", maintain_order=True).sort("ts")
-    last = clicked.filter(pl.col("user_id").is_not_null()).sort("clicked").unique([*who, "clicked"], keep="last", maintain_order=True)
+    last = clicked.filter(pl.col("user_id").is_not_null()).unique([*who, "clicked"], keep="last", maintain_order=True)
     found = done.drop("request_id").join_asof(last, left_on="ts", right_on="clicked", by=who, strategy="backward", tolerance=window, check_sortedness=False)
     return found.filter(pl.col("request_id").is_not_null()).select(*SHOWN, "user_id", "event", "ts", "order_id", "quantity", "price")
 
@@ -48,18 +49,18 @@ OUTCOMES = {"click": pl.Int8, "cart": pl.Int8, "purchase": pl.Int8, "units": pl.
 
 def outcomes_of(
     exposures:pl.DataFrame,     # EXPOSURES
-    interactions:pl.DataFrame,  # INTERACTIONS of the same time, and of a window after it
-    window:timedelta,           # from a click to what it gets credit for
+    interactions:pl.DataFrame,  # INTERACTIONS of the same time, and of two windows after it
+    window:timedelta,           # from an exposure to its clicks, and from a click to what it gets credit for
 )->pl.DataFrame:                # EXPOSURES and OUTCOMES: click, cart and purchase are 0 or 1, revenue in the shop's currency; order_ids, a list or null
     "Exposures with what came of them; raises `SchemaError`, and `ValueError` for a window that is none."
     if window <= timedelta(0): raise ValueError(f"a window of {window} gives credit to nothing")
     events = conform(interactions, INTERACTIONS, "interactions")
     shown, pieces = shown_once(exposures), pl.col("quantity").fill_null(1)
-    clicked = clicks(shown, events)
+    clicked = clicks(shown, events, window)
     bought, order = pl.col("event") == "transaction", pl.coalesce("order_id", pl.format("{} at {}", "user_id", pl.col("ts").dt.epoch("ms")))
     owed = credited(clicked, events, window).group_by(SHOWN).agg(
         cart=(pl.col("event") == "addtocart").any(), purchase=bought.any(), units=pieces.filter(bought).sum(),
         revenue=(pieces*pl.col("price")).filter(bought).sum(), unpriced=(bought & pl.col("price").is_null()).sum(),
         order_ids=order.filter(bought).unique().sort())
-    both = shown.join(clicked.select(*SHOWN, click=pl.lit(1)), on=SHOWN, how="left", maintain_order="left").join(owed, on=SHOWN, how="left", maintain_order="left")
+    both = shown.join(clicked.select(*SHOWN, click=pl.lit(1)).unique(), on=SHOWN, how="left", maintain_order="left").join(owed, on=SHOWN, how="left", maintain_order="left")
     return both.with_columns(pl.col(c).cast(t).fill_null(0) for c,t in OUTCOMES.items())

@@ -28,13 +28,13 @@ def day_by_day(
     interactions:pl.LazyFrame,  # INTERACTIONS
     since:date,                 # the first day (UTC)
     until:datetime,             # what is known; nothing later counts
-    window:timedelta,           # from a click to what it gets credit for
+    window:timedelta,           # from an exposure to its clicks, and from a click to what it gets credit for
 )->Iterator[pl.DataFrame]:      # of `outcomes_of`; the exposures of one day, a day without any is left out
     "What came of the lists of each day."
     day = datetime.combine(since, time(), UTC)
     while day < until:
         end = day + timedelta(days=1)
-        near = pl.col("ts").is_between(day - window, min(end + window, until), closed="left")
+        near = pl.col("ts").is_between(day - window, min(end + 2*window, until), closed="left")
         found = outcomes_of(exposures.filter(near).collect(), interactions.filter(near).collect(), window).filter(pl.col("ts") >= day, pl.col("ts") < end)
         if found.height: yield found
         day = end

@@ -106,15 +106,15 @@ class Monitor(Section):
     textfile: str = Field("", pattern=r"^(.*\.prom)?$", description="file of figures for node_exporter's textfile collector, NAME.prom; empty is none")
 
 class Kpis(Section):
-    window_hours: float = Field(24, gt=0, le=24*30, description="a click gets credit for what is bought within so many hours")
-    days: int = Field(3, ge=1, le=400, validate_default=True, description="days that are counted again, today included; the window has to fit in")
+    window_hours: float = Field(24, gt=0, le=24*30, description="a click counts within so many hours after its list, a purchase within so many after its last click")
+    days: int = Field(4, ge=1, le=400, validate_default=True, description="days that are counted again, today included; two windows have to fit in")
     retention_days: int = Field(60, ge=2, description="cohorts of so many days before today")
     experiment_days: int = Field(90, ge=1, description="an experiment is read over so many days at most")
 
     @field_validator("days")
     @classmethod
     def _complete(cls, days:int, info:ValidationInfo)->int:
-        if (window := info.data.get("window_hours", 0)) > 24*(days - 1): raise ValueError(f"a window of {window:g} hours needs {ceil(window/24) + 1} days")
+        if (need := ceil(2*(window := info.data.get("window_hours", 0))/24) + 2) > days: raise ValueError(f"two windows of {window:g} hours after a day and before today need {need} days")
         return days
 
 class Reports(Section):
