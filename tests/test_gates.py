@@ -2,7 +2,7 @@
 
 import json
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -250,6 +250,18 @@ def with_an_unknown_source(folder: Path) -> None:
     say(folder, settings=settings | {"candidates": settings["candidates"] | {"mine": {"cls": "no_such_module:Mine", "quota": 5}}})
 
 
+@dataclass
+class OfAnotherTime:
+    """A source that was written for another version of the package."""
+
+    def fit(self, *_: object) -> None: raise KeyError("views_7d")
+
+
+def with_a_source_that_fails(folder: Path) -> None:
+    settings = json.loads((folder / "manifest.json").read_text())["settings"]
+    say(folder, settings=settings | {"candidates": settings["candidates"] | {"mine": {"cls": "test_gates:OfAnotherTime", "quota": 5}}})
+
+
 def with_a_bad_setting(folder: Path) -> None:
     settings = json.loads((folder / "manifest.json").read_text())["settings"]
     say(folder, settings=settings | {"als": settings["als"] | {"dropout": 0.5}})
@@ -257,8 +269,9 @@ def with_a_bad_setting(folder: Path) -> None:
 
 @pytest.mark.parametrize(("harm", "says"), [
     (HARM["flipped"][0], "wrong checksum: ['known.npy']"), (HARM["other-features"][0], "made for other features"), HARM["a-list"],
-    (a_day_newer, "learned from what happened until"), (without_cutoffs, "does not say at which cutoffs"), (with_an_unknown_source, "no_such_module"), (with_a_bad_setting, "als.dropout")])
-def test_a_champion_that_cannot_be_asked_is_told_and_needs_a_reason(trained, judged, monkeypatch, harm, says):
+    (a_day_newer, "learned from what happened until"), (without_cutoffs, "does not say at which cutoffs"), (with_an_unknown_source, "no_such_module"), (with_a_bad_setting, "als.dropout"),
+    (with_a_source_that_fails, "KeyError: 'views_7d'")])
+def test_a_champion_that_cannot_be_asked_is_told_and_needs_a_reason(trained, judged, monkeypatch, caplog, harm, says):
     root, challenger, champion, a = judged
     monkeypatch.setattr("reco.evaluation.verdict.challengers_answers", lambda *_: replace(a, champion=None, same_day=None))
     name = copied(root / champion.id, f"harmed-{says.split()[0].strip('[]')}", harm)
@@ -266,6 +279,7 @@ def test_a_champion_that_cannot_be_asked_is_told_and_needs_a_reason(trained, jud
     report, forced = compare(case, challenger), compare(replace(case, reason="we know"), challenger)
     [failed] = failures(report)
     assert failed.startswith("better than the champion: none") and says in failed and str(root) not in failed
+    assert ("Traceback" in caplog.text) == (harm is with_a_source_that_fails) # the others say all that there is
     assert forced["passed"].all() and "gone on without it: we know" in forced["what"][0]
 
 
