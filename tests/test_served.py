@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reco.data.served import SERVED, ServeLog, exposures_of, hold_lists, lists_frame
+from reco.data.served import CHANCES, SERVED, ServeLog, exposures_of, hold_lists, lists_frame
 from reco.data.stream import BusError
 from reco.schemas import EXPOSURES, conform
 
@@ -103,6 +103,66 @@ def test_one_that_cannot_be_written_down_does_not_hold_up_the_others():
     log.note(a_list("c"))
     log.close()
     assert bus.taken == ["a", "c"] and sum(lost) == 2
+
+
+def test_what_cannot_be_encoded_is_counted_once_however_often_the_rest_is_tried():
+    bus, lost = Bus(), []
+    bus.up = False
+    log = ServeLog(bus, dict, lost.append)
+    log.note(a_list("a"))
+    log.note({"no": "list"})
+    for _ in range(4):
+        with pytest.raises(BusError): log.flush()
+    bus.up = True
+    log.close()
+    assert bus.taken == ["a"] and lost == [1]
+
+
+class Odd(Bus):
+    """Raises what a bus does not, so many times, and always for some lists."""
+
+    def __init__(self, times: int, never: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.times, self.never = times, never
+
+    def send(self, records: list) -> None:
+        if self.times:
+            self.times -= 1
+            raise RuntimeError("can't start new thread")
+        if any(SERVED.decode(r.data)["request_id"] in self.never for r in records): raise ValueError("too large")
+        super().send(records)
+
+
+def test_the_thread_lives_on_whatever_is_raised(monkeypatch, caplog):
+    monkeypatch.setattr("reco.data.served.PAUSE_S", 0.01)
+    bus, lost = Odd(CHANCES - 1), []
+    log = ServeLog(bus, dict, lost.append)
+    for n in range(50): log.note(a_list(str(n)))
+    assert until(lambda: len(bus.taken) == 50) and bus.taken == [str(n) for n in range(50)] and not lost and not log.left
+    assert "RuntimeError: can't start new thread; lists wait in memory" in caplog.text
+    log.note(a_list("50"))
+    assert until(lambda: len(bus.taken) == 51)
+    log.close()
+
+
+def test_a_list_that_no_bus_takes_holds_up_the_others_for_a_while_only(monkeypatch, caplog):
+    monkeypatch.setattr("reco.data.served.PAUSE_S", 0.01)
+    bus, lost = Odd(0, ("7", "31")), []
+    log = ServeLog(bus, dict, lost.append)
+    for n in range(50): log.note(a_list(str(n)))
+    assert until(lambda: len(bus.taken) == 48) and set(map(str, range(50))) - {*bus.taken} == {"7", "31"} and sum(lost) == 2
+    assert caplog.text.count("a list cannot be sent: ValueError: too large") == 2
+    log.close()
+    assert sum(lost) == 2
+
+
+def test_what_an_odd_error_leaves_behind_at_the_end_is_counted():
+    bus, lost = Odd(99), []
+    log = ServeLog(bus, dict, lost.append)
+    log.ended.set()
+    for n in range(5): log.note(a_list(str(n)))
+    log.close()
+    assert sum(lost) == 5 and not bus.taken
 
 
 def test_many_threads_note_at_once():

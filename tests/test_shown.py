@@ -1,5 +1,7 @@
 """The serve log end to end: what is answered over HTTP is in the lake once, whoever asked and however, and goes when a shopper goes."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,14 +18,14 @@ from app.serve import Replica, open_intake
 from app.shown import Shown, as_list, open_log
 from reco.data.bus import open_consumer
 from reco.data.lake import open_lake
-from reco.data.served import SERVED, lists_section
+from reco.data.served import EVERY_S, SERVED, lists_section
 from reco.data.stream import BusError
 from reco.features.store import open_store
 from reco.monitoring.credit import outcomes_of
 from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem
-from reco.redis_server import disconnect
+from reco.redis_server import disconnect, wait_until_ready
 from reco.schemas import EXPOSURES, conform
-from reco.settings import Served
+from reco.settings import Served, Settings
 
 
 @pytest.fixture
@@ -120,6 +122,36 @@ def test_a_bus_that_is_gone_costs_no_answer_and_what_is_lost_is_counted(bundle, 
     made.log.close()
     assert lost() == 8
     made.store.close()
+
+
+NOTING = """
+import itertools, sys, time
+from pathlib import Path
+from app.shown import Shown, open_log
+from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem
+from reco.settings import Settings
+log = open_log(Settings(root=Path(sys.argv[1])), lambda n: None)
+for n in itertools.count():
+    log.note(Shown(RecommendationRequest("ann", 1, request_id=str(n)), RecommendationResponse([ScoredItem("x", 0.5, "als", 1.0)], "b", False), round(time.time() * 1000), 1.0))
+    print(time.monotonic(), flush=True)
+    time.sleep(0.002)
+"""
+
+
+def test_a_killed_replica_loses_a_quarter_of_a_second_at_most(tmp_path):
+    settings = Settings(root=tmp_path)
+    store = open_store(settings)
+    wait_until_ready(store.client)
+    with subprocess.Popen([sys.executable, "-c", NOTING, str(tmp_path)], text=True, stdout=subprocess.PIPE) as replica:
+        noted = [float(replica.stdout.readline()) for _ in range(1_500)]  # a line is a list; some seconds of them
+        killed = time.monotonic()
+        replica.kill()  # SIGKILL: nothing in it can act any more
+        noted += [float(line) for line in replica.stdout if line.endswith("\n")]
+    kept = [int(SERVED.decode(fields[b"event"])["request_id"]) for _, fields in store.client.xrange(settings.served.topic)]
+    assert kept == list(range(len(kept))) and 0 < len(kept) <= len(noted) + 1  # what is lost is the last
+    busy = 0.75  # seconds that a thread may have to wait on a machine with other work
+    assert noted[0] < killed - 2 and len(kept) >= sum(t < killed - EVERY_S - busy for t in noted)
+    store.close()
 
 
 def test_it_can_be_turned_off(trained, tmp_path):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHOWN_ITEM', 'SERVED_LIST', 'SERVED', 'EXPOSURES_KEY', 'PARTS', 'WHOLE', 'log', 'T', 'EVERY_S', 'BITE', 'PAUSE_S',
-           'lists_section', 'lists_frame', 'exposures_of', 'fault_of', 'hold_lists', 'ServeLog', 'records_of']
+           'CHANCES', 'lists_section', 'lists_frame', 'exposures_of', 'fault_of', 'hold_lists', 'ServeLog',
+           'records_of']
 
 # %% ../../nbs/15e_data.served.ipynb #d1eaeb3c
 import logging
@@ -101,7 +102,8 @@ def hold_lists(
 
 # %% ../../nbs/15e_data.served.ipynb #d9c3a98d
 log, T = logging.getLogger("reco.served"), TypeVar("T")
-EVERY_S, BITE, PAUSE_S = .25, 20, 2. # between two rounds; lists per send; after a bus that did not answer
+EVERY_S, BITE, PAUSE_S = .25, 20, 2. # between two rounds; lists per send; after a send that failed
+CHANCES = 5 # sends that fail in a way no bus does, until what cannot be sent is given up
 
 class _Waiting(Generic[T]):
     "What was noted and is not on the bus yet, in order."
@@ -113,22 +115,45 @@ class _Waiting(Generic[T]):
     ):
         self.producer, self.as_list, self.lost, self.most, self.turn = producer, as_list, lost, most, threading.Lock()
         self.waiting:deque[T] = deque()
+        self.bite:deque[Record] = deque() # in hand: encoded, and perhaps on the bus already
+        self.failed = 0                   # sends of it that failed in a way no bus does
+
+    @property
+    def left(self)->int: return len(self.waiting) + len(self.bite) # lists that are not known to be on the bus
 
     def note(self, shown:T)->None: # returns at once
         if len(self.waiting) < self.most: self.waiting.append(shown)
         else: self.lost(1)
 
     def flush(self)->None:
-        "Send what waits; raises `BusError`, and then it goes on waiting."
+        "Send what waits; raises what the producer raises, and then it goes on waiting."
         with self.turn:
-            while self.waiting:
-                some = [self.waiting.popleft() for _ in range(min(BITE, len(self.waiting)))]
-                try:
-                    self.producer.send(records_of(some, self.as_list, self.lost))
-                    self.producer.flush()
-                except BusError:
-                    self.waiting.extendleft(reversed(some))
-                    raise
+            while self.left:
+                if not self.bite: self.bite.extend(records_of([self.waiting.popleft() for _ in range(min(BITE, len(self.waiting)))], self.as_list, self.lost))
+                self._send()
+
+    def _send(self)->None: # the bite
+        try: self._out(self.bite)
+        except BusError: raise
+        except Exception:
+            self.failed += 1
+            if self.failed < CHANCES: raise
+            self._each()
+        self.bite.clear()
+        self.failed = 0
+
+    def _out(self, records:Sequence[Record])->None:
+        if records: self.producer.send(list(records))
+        self.producer.flush()
+
+    def _each(self)->None: # one by one: a list that cannot be sent must not hold up the others for ever
+        while self.bite:
+            try: self._out([self.bite[0]])
+            except BusError: raise
+            except Exception as e:
+                log.error("a list cannot be sent: %s: %s", type(e).__name__, e)
+                self.lost(1)
+            self.bite.popleft()
 
 # %% ../../nbs/15e_data.served.ipynb #df4a2fb6
 class ServeLog(_Waiting[T]):
@@ -147,16 +172,16 @@ class ServeLog(_Waiting[T]):
         "Send what waits, as far as the bus takes it."
         self.ended.set()
         try: self.flush()
-        except BusError as e:
-            log.error("%s; %d lists were not written down", e, len(self.waiting))
-            self.lost(len(self.waiting))
+        except Exception as e:
+            log.error("%s: %s; %d lists were not written down", type(e).__name__, e, self.left)
+            self.lost(self.left)
 
     def _run(self)->None:
         down = False
         while not self.ended.wait(PAUSE_S if down else EVERY_S):
             try: self.flush()
-            except BusError as e:
-                if not down: log.error("%s; lists wait in memory", e)
+            except Exception as e: # whatever it is, the thread must live
+                if not down: log.error("%s: %s; lists wait in memory", type(e).__name__, e)
                 down = True
             else: down = False
 
@@ -170,7 +195,7 @@ def records_of(
     out = []
     for what in noted:
         try: out.append(Record((shown := as_list(what))["request_id"], SERVED.encode(shown)))
-        except Exception as e: # whatever it is, the thread must live
+        except Exception as e:
             log.error("a list cannot be written down: %s", type(e).__name__)
             lost(1)
     return out
