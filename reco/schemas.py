@@ -75,7 +75,8 @@ EXPOSURES = FrameSchema("EXPOSURES", {
     "bundle": pl.String,
     "fallback": pl.Boolean,   # popularity for want of anything better
     "latency_ms": pl.Float32, # of the request
-}, optional=frozenset({"user_id", "score", "source", "propensity", "variant", "fallback", "latency_ms"}))
+    "list_id": pl.String,     # the same for the same items in the same places, shown to the same shopper under the same name on the same day
+}, optional=frozenset({"user_id", "score", "source", "propensity", "variant", "fallback", "latency_ms", "list_id"}))
 
 # %% ../nbs/00_schemas.ipynb #8a085089
 CATALOG = FrameSchema("CATALOG", {

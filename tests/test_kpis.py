@@ -48,12 +48,13 @@ def frames(requests: list[dict], events: list[dict]) -> tuple[pl.DataFrame, pl.D
 def by_hand(shown: pl.DataFrame, done: pl.DataFrame) -> dict[tuple[str, str], dict]:
     """From each cart and purchase back through the log to the last click, as one would explain it to somebody."""
     when = {(e["request_id"], e["item_id"]): e["ts"] for e in shown.iter_rows(named=True)}
+    whose = {(e["request_id"], e["item_id"]): e["user_id"] for e in shown.iter_rows(named=True)}
     out = {key: {"click": 0, "cart": 0, "purchase": 0, "units": 0, "revenue": 0.0, "orders": set()} for key in when}
     events = sorted(done.iter_rows(named=True), key=lambda e: e["ts"])
 
     def list_of(e: dict) -> tuple[str, str] | None:
         key = e["request_id"], e["item_id"]
-        return key if e["event"] in ("click", "view") and key in when and when[key] <= e["ts"] <= when[key] + WINDOW else None
+        return key if e["event"] in ("click", "view") and key in when and when[key] <= e["ts"] <= when[key] + WINDOW and whose[key] in (None, e["user_id"]) else None
     for n, e in enumerate(events):
         if key := list_of(e): out[key]["click"] = 1
         if e["event"] not in ("addtocart", "transaction"): continue
@@ -107,6 +108,19 @@ def test_a_click_counts_within_the_window_after_its_list():
     assert one_shopper({"A": 0}, (24 * 60 + 1, "click", "A"), (24 * 60 + 2, "transaction", None)) == {"A": (0, 0)}
     late = one_shopper({"A": 0, "B": 60}, (90, "click", "B"), (24 * 60 + 1, "click", "A"), (24 * 60 + 2, "transaction", None))
     assert late == {"A": (0, 0), "B": (1, 1)}  # what does not count as a click takes no credit from one that does
+
+
+def test_a_name_that_shoppers_share_gives_each_their_own():
+    """A client that sends one X-Request-ID for everybody, or for a whole visit."""
+    show = lambda minute, user, *items, surface="for_you": [{"request_id": "same", "ts": at(minute), "user_id": user, "surface": surface, "rank": n + 1, "item_id": i, "bundle": "b",
+                                                             "list_id": f"{minute}-{user}-{surface}"} for n, i in enumerate(items)]
+    did = lambda n, minute, user, item, event, of="same", **more: {"event_id": str(n), "ts": at(minute), "user_id": user, "item_id": item, "event": event, "request_id": of} | more
+    shown = shown_frame(show(0, "ann", "a", "b") + show(0, "bob", "a") + show(9, "ann", "a") + show(9, "ann", "a", surface="similar") + show(9, None, "b"))
+    done = event_frame([did(1, 5, "ann", "a", "click"), did(2, 6, "ann", "a", "transaction", None, order_id="o1", price=2.0), did(3, 6, "cy", "a", "click"),
+                        did(4, 12, "ann", "a", "click", surface="for_you"), did(5, 13, "ann", "a", "addtocart", None), did(6, 14, "ann", "b", "click"), did(7, 15, "dan", "b", "click")])
+    found = outcomes_of(shown, done, WINDOW).select("list_id", "item_id", "click", "cart", "purchase").rows()
+    assert sorted(found) == [("0-ann-for_you", "a", 1, 0, 1), ("0-ann-for_you", "b", 1, 0, 0), ("0-bob-for_you", "a", 0, 0, 0),
+                             ("9-None-for_you", "b", 1, 0, 0), ("9-ann-for_you", "a", 1, 1, 0), ("9-ann-similar", "a", 0, 0, 0)]
 
 
 @given(st.lists(REQUEST, min_size=1, max_size=4), st.lists(EVENT, max_size=12), st.randoms())

@@ -1,15 +1,20 @@
 """The serve log: every list reaches the bus once, in order, whatever the bus does, and what is lost is counted."""
 
+import itertools
+import tempfile
 import threading
 import time
 from datetime import UTC, datetime
 
+import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reco.data.served import CHANCES, SERVED, ServeLog, exposures_of, hold_lists, lists_frame
+from reco.data.lake import Lake
+from reco.data.served import CHANCES, EXPOSURES_KEY, SERVED, ServeLog, exposures_of, hold_lists, list_id, lists_frame
 from reco.data.stream import BusError
+from reco.monitoring.credit import shown_once
 from reco.schemas import EXPOSURES, conform
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
@@ -58,11 +63,51 @@ def test_what_cannot_be_counted_is_said_with_its_reason():
     bad = {"empty request_id": {"request_id": " "}, "unknown surface": {"surface": "footer"}, "ts before 1970 or in the future": {"ts": 2**42},
            "an item twice": {"items": [item, item]}, "propensity not above 0 and at most 1": {"items": [item | {"propensity": 0.0}]},
            "score not finite": {"items": [item | {"score": float("nan")}]}}
-    lists = [ok, a_list("a") | {"ts": ok["ts"] + 1}, a_list("a") | {"surface": "similar"}, *(a_list(f"bad {n}") | b for n, b in enumerate(bad.values()))]
+    lists = [ok, ok | {"ts": ok["ts"] + 1}, a_list("a") | {"surface": "similar"}, *(a_list(f"bad {n}") | b for n, b in enumerate(bad.values()))]
     good, reasons, copies = hold_lists(lists, latest)
     assert good.select("request_id", "surface").rows() == [("a", "for_you"), ("a", "similar")] and copies == {1}
     assert list(reasons.values()) == list(bad) and list(reasons) == list(range(3, len(lists)))
     assert conform(exposures_of(good), EXPOSURES).height == 4
+
+
+def test_a_list_is_what_stood_in_it_for_whom():
+    first = a_list("a")
+    others = [first | {"user_id": "bob"}, first | {"user_id": None}, first | {"surface": "similar"}, first | {"ts": first["ts"] + 86_400_000}, a_list("b"), a_list("a", 3),
+              first | {"items": first["items"][::-1]}]
+    again = first | {"ts": first["ts"] + 60_000, "latency_ms": 9.0, "bundle": "newer"}
+    assert len({list_id(x) for x in (first, *others)}) == 1 + len(others) and list_id(again) == list_id(first)
+    good, reasons, copies = hold_lists([first, *others, again, *others], datetime(2026, 6, 1, tzinfo=UTC))
+    assert good.height == 1 + len(others) and not reasons and len(copies) == 1 + len(others)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["ann", "bob", None]), st.sampled_from([0, 1]), st.permutations(["x", "y", "z"]), st.integers(0, 3)), min_size=1, max_size=6),
+       st.lists(st.integers(1, 5), min_size=1, max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_lists_come_into_the_lake_whole_and_once_under_whatever_name(answered, bites):
+    """Names may be used again, answers repeated, and the bus may bring anything twice, in any cut."""
+    day, item = 86_400_000, a_list("a")["items"][0]
+    lists = [a_list(name) | {"user_id": who, "ts": 1_777_600_000_000 + late * day + n, "items": [item | {"item_id": i} for i in items[:k]]}
+             for n, (name, who, late, items, k) in enumerate(answered)]
+    with tempfile.TemporaryDirectory() as folder:
+        lake, todo = Lake(folder), lists + lists
+        for cut in itertools.cycle(bites):
+            good, reasons, _ = hold_lists(todo[:cut], datetime(2026, 6, 1, tzinfo=UTC))
+            assert not reasons
+            lake.write("exposures", exposures_of(good), key=EXPOSURES_KEY, day_of="ts", around_days=0)
+            if not (todo := todo[cut:]): break
+        rows = lake.read("exposures").collect()
+    wanted = {(x["request_id"], x["user_id"], x["ts"] // day, tuple(i["item_id"] for i in x["items"])) for x in lists if x["items"]}
+    found = rows.sort("rank").group_by("list_id", maintain_order=True).agg("item_id", "rank", pl.col("request_id", "user_id", "ts").first())
+    assert sorted(wanted, key=str) == sorted(((r["request_id"], r["user_id"], round(r["ts"].timestamp() * 1000) // day, tuple(r["item_id"])) for r in found.iter_rows(named=True)), key=str)
+    assert all(r == list(range(1, len(r) + 1)) for r in found["rank"].to_list())
+
+
+def test_a_table_from_before_lists_had_an_id_goes_on(tmp_path):
+    lake, good = Lake(tmp_path / "lake"), exposures_of(lists_frame([a_list("a"), a_list("b")]))
+    lake.write("exposures", good.filter(request_id="a").drop("list_id"), key=["request_id", "surface", "rank"], day_of="ts")
+    for _ in range(2): lake.write("exposures", good.filter(request_id="b"), key=EXPOSURES_KEY, day_of="ts", around_days=0)
+    rows = lake.read("exposures").collect()
+    assert rows.height == 4 and shown_once(pl.concat([rows, rows])).height == 4
 
 
 def test_what_is_noted_is_on_the_bus_soon_and_in_order():

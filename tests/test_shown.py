@@ -79,6 +79,16 @@ def test_every_way_to_ask_leaves_a_row_per_item(http, replica, bundle):
                    ("visit", "for_you"): None, ("many.0", "for_you"): "ann", ("many.1", "for_you"): "cy"}
 
 
+def test_one_name_for_everybody_loses_no_list(http, replica):
+    """A client that sends one X-Request-ID again and again: contract and attribution hold."""
+    ask = lambda path: http.get(path, headers={"X-Request-ID": "constant"}).json()["recommendations"]
+    told = {who: [x["item_id"] for x in ask(f"/recommendations/v1/{who}?k={k}")] for who, k in (("ann", 2), ("bob", 4), ("cy", 3))}
+    longer = [x["item_id"] for x in ask("/recommendations/v1/ann?k=5")]
+    rows = in_the_lake(replica).sort("rank")
+    lists = rows.group_by("list_id", maintain_order=True).agg(pl.col("user_id").first(), "item_id")
+    assert sorted(lists.select("user_id", "item_id").rows()) == sorted([*told.items(), ("ann", longer)]) and set(rows["request_id"]) == {"constant"}
+
+
 def test_a_refused_request_shows_nothing(http, replica):
     assert http.get("/recommendations/v1/ann?k=0").status_code == 422 and http.get("/recommendations/v1/ann?filter=x!!").status_code == 422
     assert not replica.log.waiting

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHOWN_ITEM', 'SERVED_LIST', 'SERVED', 'EXPOSURES_KEY', 'PARTS', 'WHOLE', 'log', 'T', 'EVERY_S', 'BITE', 'PAUSE_S',
-           'CHANCES', 'lists_section', 'lists_frame', 'exposures_of', 'fault_of', 'hold_lists', 'ServeLog',
+           'CHANCES', 'lists_section', 'list_id', 'lists_frame', 'exposures_of', 'fault_of', 'hold_lists', 'ServeLog',
            'records_of']
 
 # %% ../../nbs/15e_data.served.ipynb #d1eaeb3c
+import json
 import logging
 import math
 import threading
@@ -15,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from hashlib import blake2b
 from typing import Generic, TypeVar
 
 import polars as pl
@@ -34,7 +36,7 @@ SHOWN_ITEM = {"type": "record", "name": "ShownItem", "fields": [
     {"name": "item_id", "type": "string"}, {"name": "score", "type": "float"}, {"name": "source", "type": "string"},
     {"name": "propensity", "type": "float", "doc": "Probability of this item in this place; 1 where nothing was drawn."}]}
 SERVED_LIST = {
-    "type": "record", "name": "ServedList", "namespace": "reco.events", "doc": "A list that was answered. The same request_id twice is the same list.",
+    "type": "record", "name": "ServedList", "namespace": "reco.events", "doc": "A list that was answered.",
     "fields": [
         {"name": "request_id", "type": "string", "doc": "As X-Request-ID said."},
         {"name": "ts", "type": {"type": "long", "logicalType": "timestamp-millis"}, "doc": "When it was answered: ms since 1970, UTC."},
@@ -54,16 +56,23 @@ def lists_section(
     "The same bus with topic and group of the lists."
     return events.model_copy(update={"topic": own.topic, "dead_letters": own.dead_letters, "max_waiting": own.max_waiting, "group": f"{events.group}_lists"})
 
-EXPOSURES_KEY = ["request_id", "surface", "rank"] # of the lake's table
+EXPOSURES_KEY = ["list_id", "rank"] # of the lake's table
 PARTS = {"item_id": pl.String, "score": pl.Float32, "source": pl.String, "propensity": pl.Float32} # what each item has of its own
-WHOLE = {c: t for c,t in EXPOSURES.columns.items() if c not in PARTS and c != "rank"}
+WHOLE = {c: t for c,t in EXPOSURES.columns.items() if c not in PARTS and c not in ("rank", "list_id")}
+
+def list_id(
+    shown:dict,  # as `SERVED.decode` gives it
+)->str:          # 32 hex digits
+    "What a list is known by: its day, its name, who it was for, where, and what stood in it."
+    what = [shown["ts"]//86_400_000, *(shown[c] for c in ("request_id", "user_id", "surface")), [i["item_id"] for i in shown["items"]]]
+    return blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()
 
 def lists_frame(
     lists:Sequence[dict],  # as `SERVED.decode` gives them
 )->pl.DataFrame:           # a row per list; what each item has of its own as a list
     "Lists in rows."
-    return pl.DataFrame([{c: x[c] for c in WHOLE} | {c: [i[c] for i in x["items"]] for c in PARTS} for x in lists],
-                        schema=WHOLE | {"ts": pl.Int64} | {c: pl.List(t) for c,t in PARTS.items()}).with_columns(pl.col("ts").cast(TS))
+    return pl.DataFrame([{c: x[c] for c in WHOLE} | {"list_id": list_id(x)} | {c: [i[c] for i in x["items"]] for c in PARTS} for x in lists],
+                        schema=WHOLE | {"list_id": pl.String, "ts": pl.Int64} | {c: pl.List(t) for c,t in PARTS.items()}).with_columns(pl.col("ts").cast(TS))
 
 def exposures_of(
     lists:pl.DataFrame,  # of `lists_frame`
@@ -96,7 +105,7 @@ def hold_lists(
     good, reasons, copies = {}, {}, set()
     for n,x in enumerate(lists):
         if fault := fault_of(x, latest.timestamp()*1000): reasons[n] = fault
-        elif (name := (x["request_id"], x["surface"])) in good: copies.add(n)
+        elif (name := list_id(x)) in good: copies.add(n)
         else: good[name] = x
     return lists_frame(list(good.values())), reasons, copies
 
