@@ -425,6 +425,15 @@ def test_bad_rows_are_named(change, says):
     with pytest.raises(ValueError, match=says): readout(change(rows_of(60, 12)), HALF)
 
 
+def test_a_shopper_in_two_variants_is_left_out_and_counted_but_never_named():
+    rows = rows_of(400, 12)
+    moved = pl.concat([rows, rows.head(4).with_columns(variant=pl.col("variant").replace({"a": "b", "b": "a"}), clicks=pl.col("exposures"))])
+    assert (table := readout(moved, HALF)).drop("moved").equals(readout(rows.slice(4), HALF).drop("moved")) and table["moved"].to_list() == [4] * 4
+    many = pl.concat([moved, rows.slice(4, 1).with_columns(variant=pl.col("variant").replace({"a": "b", "b": "a"}))])
+    with pytest.raises(ValueError, match=r"^5 of 400 shoppers are in two variants, more than 1%") as e: readout(many, HALF)
+    assert not [u for u in rows["user_id"] if re.search(rf"\b{u}\b", str(e.value))]
+
+
 def test_nothing_is_no_verdict():
     empty = rows_of(60, 12).clear()
     table = readout(empty, HALF)
@@ -579,7 +588,7 @@ def test_it_refuses_what_the_log_cannot_know():
     (lambda f: f.drop("rank"), "missing columns: \\['rank'\\]"), (lambda f: f.clear(), "no rows"),
     (lambda f: f.with_columns(propensity=pl.lit(None, pl.Float64)), "40 of 40 propensity"), (lambda f: f.with_columns(reward=pl.lit(float("nan"))), "40 of 40 reward"),
     (lambda f: f.with_columns(rank=pl.lit(1)), "30 rows stand in a place that is taken"),
-    (lambda f: f.with_columns(user_id=pl.int_range(pl.len())), "10 requests belong to two shoppers")])
+    (lambda f: f.with_columns(user_id=pl.int_range(pl.len())), "10 of 10 requests belong to two shoppers")])
 def test_a_bad_log_is_named(change, says):
     with pytest.raises(ValueError, match=says): slates(change(served(10, 17)))
 

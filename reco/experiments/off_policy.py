@@ -39,7 +39,7 @@ def slates(
     rows = log.sort("request_id", "rank")
     if twice := rows.height - rows.select("request_id", "rank").n_unique(): raise ValueError(f"{twice} rows stand in a place that is taken: request and rank must be unique")
     of = rows.group_by("request_id", maintain_order=True).agg(pl.col("user_id").first(), pl.col("user_id").n_unique().alias("users"), pl.len().alias("n"))
-    if (of["users"] > 1).any(): raise ValueError(f"{(of['users'] > 1).sum()} requests belong to two shoppers, first: {of.filter(pl.col('users') > 1)['request_id'][0]}")
+    if (of["users"] > 1).any(): raise ValueError(f"{(of['users'] > 1).sum()} of {of.height} requests belong to two shoppers")
     n = of["n"].to_numpy()
     shown = np.arange(n.max()) < n[:, None]
     def filled(column, blank):
