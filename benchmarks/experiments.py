@@ -25,7 +25,8 @@ from reco.evaluation.counterfactual import ips, snips
 from reco.experiments.assignment import Assigner, Experiment, Experiments, Variant
 from reco.experiments.interleaving import credit, interleaved, preference
 from reco.experiments.off_policy import at_epsilon, off_policy, slates
-from reco.experiments.readout import Measured, measured, sequential_bound, srm_p
+from reco.experiments.readout import METRICS as BUSINESS
+from reco.experiments.readout import Measured, measured, readout, sequential_bound, srm_p
 from reco.reranking.exploration import explore, softmax
 from reco.settings import load_settings
 
@@ -105,17 +106,17 @@ def z_of(m: Measured) -> float:
     return float((m.value[1] - m.value[0]) / error) if m.counted.min() >= LEAST and error > 0 else 0.0
 
 
-def dealt(d: Days, salt: str) -> np.ndarray:
+def dealt(users: list[str], salt: str) -> np.ndarray:
     """The variant of each shopper, as the endpoint would deal them."""
     pair = Variant(name="control", weight=0.5), Variant(name="variant", weight=0.5)
     assigner = Assigner(Experiments(experiment=(Experiment(name="aa", salt=salt, variant=pair),)))
-    return np.array([not assigner.arms(u, 0, "for_you")[0].control for u in d.user]).astype(np.int64)
+    return np.array([not assigner.arms(u, 0, "for_you")[0].control for u in users]).astype(np.int64)
 
 
 def alarms(d: Days, tests: int, metrics: list[str]) -> list[dict]:
     """A/A: how often something is found that is not there; and what CUPED saves."""
     looks, rows = np.arange(len(d.views)), []
-    arms = [dealt(d, f"aa {i}") for i in range(tests)]
+    arms = [dealt(d.user, f"aa {i}") for i in range(tests)]
     for metric in metrics:
         plain: list[Measured] = []
         for with_before in (False, True):
@@ -143,6 +144,66 @@ def saving(d: Days, metric: str, adjusted: list[Measured], plain: list[Measured]
                seen=round(max(float(seen), 0), 4), repetitions=len(plain))
 
 
+# The business metrics, through the whole readout
+
+
+HALVES = {"control": 0.5, "variant": 0.5}
+
+
+def shopper_days(shoppers: int, days: int, seed: int, lifts: tuple[float, float, float] = (0, 0, 0)) -> pl.DataFrame:
+    """What shoppers with habits of their own did on each day from `-days` on: the rows of a readout, and the same columns with the ending `_if` had each been shown lists
+    whose clicks, purchases of a click and prices are higher by the lifts."""
+    rng, span = np.random.default_rng(seed), 2 * days
+    first, often = rng.integers(-days, days, shoppers).clip(-days // 2), rng.gamma(0.7, 1, shoppers)
+    rate, buys, purse = rng.beta(2, 14, shoppers), rng.beta(2, 8, shoppers), rng.lognormal(3, 0.7, shoppers)
+    day, who = (rng.random((span, shoppers)) < 1 - np.exp(-0.15 * often)).nonzero()
+    day, who = day[day - days >= first[who]], who[day - days >= first[who]]
+    more = lambda n, lift: n + rng.binomial(n, lift)  # a count whose mean is higher by the lift
+    exposures = 1 + rng.poisson(8 * (0.5 + often[who]))
+    clicks = rng.binomial(exposures, rate[who])
+    purchases = rng.binomial(clicks, buys[who])
+    paid = purse[who] * rng.gamma(3, 1 / 3, len(who))
+    clicks_if = more(clicks, lifts[0])
+    purchases_if = more(purchases, (1 + lifts[0]) * (1 + lifts[1]) - 1)
+    return pl.DataFrame({"user_id": pl.Series(who).cast(pl.String) + f"-{seed}", "day": day - days, "exposures": exposures, "clicks": clicks, "purchases": purchases,
+                         "orders": purchases > 0, "revenue": purchases * paid, "clicks_if": clicks_if, "purchases_if": purchases_if, "orders_if": purchases_if > 0,
+                         "revenue_if": purchases_if * paid * (1 + lifts[2])}).with_columns(pl.col("orders", "orders_if").cast(pl.Int64))
+
+
+def split(days: pl.DataFrame, salt: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows of an experiment whose shoppers are dealt as the endpoint would, and those of the time before."""
+    users = days["user_id"].unique().sort()
+    arms = pl.DataFrame({"user_id": users, "variant": np.array(list(HALVES))[dealt(users.to_list(), salt)]})
+    both = days.join(arms, on="user_id", how="left", validate="m:1", maintain_order="left")
+    told = [c for c in days.columns if f"{c}_if" in days.columns]
+    shown = both.with_columns(pl.when(pl.col("variant") == "variant").then(f"{c}_if").otherwise(c).alias(c) for c in told)
+    of = lambda frame: frame.drop(f"{c}_if" for c in told)
+    return of(shown.filter(pl.col("day") >= 0)), of(days.filter(pl.col("day") < 0))
+
+
+def said(days: pl.DataFrame, salt: str, looks: list[int], with_before: bool) -> list[pl.DataFrame]:
+    """The readout of one test at the end of each of so many days, and last at one look that was fixed before."""
+    rows, before = split(days, salt)
+    known = before if with_before else None
+    last = len(rows.filter(pl.col("day") < looks[-1]))
+    return [*(readout(rows.filter(pl.col("day") < day), HALVES, known, plan=last) for day in looks), readout(rows.filter(pl.col("day") < looks[-1]), HALVES, known, plan=None)]
+
+
+def business(tests: int, shoppers: int, looks: list[int], seed: int) -> list[dict]:
+    """A/A through the readout: false alarms of CTR, CVR, AOV and revenue, at one look and at any of many; and what CUPED saves of each."""
+    rows, decided = [], pl.col("verdict").is_in(["ahead", "behind"])
+    runs = {b: [said(shopper_days(shoppers, looks[-1], 10_000 * seed + i), "aa", looks, b) for i in range(tests)] for b in (False, True)}
+    for metric in (m.name for m in BUSINESS):
+        of = {b: [[t.filter(metric=metric).with_columns(wrong=decided).row(0, named=True) for t in tables] for tables in runs[b]] for b in runs}
+        for b, name in ((False, ""), (True, ", CUPED")):
+            rows.append(row("readout, one look", f"A/A, {metric}{name}", **rate(np.array([x[-1]["wrong"] for x in of[b]]))))
+            rows.append(row("readout", f"A/A, {metric}{name}, {len(looks)} looks", **rate(np.array([any(y["wrong"] for y in x[:-1]) for x in of[b]]))))
+        apart = {b: np.array([x[-1]["value"] - x[-1]["control"] for x in of[b]]) for b in of}
+        rows.append(row("CUPED", metric, saved=round(float(np.mean([x[-1]["saved"] for x in of[True]])), 4),
+                        seen=round(max(float(1 - apart[True].var() / apart[False].var()), 0), 4), repetitions=tests))
+    return rows
+
+
 def power(d: Days, tests: int, lifts: list[float], seed: int) -> list[dict]:
     """How often, and how soon, a true lift of carts by views is found."""
     looks, rows = np.arange(len(d.views)), []
@@ -150,7 +211,7 @@ def power(d: Days, tests: int, lifts: list[float], seed: int) -> list[dict]:
         for with_before in (False, True):
             z = []
             for i in range(tests):
-                arm, rng = dealt(d, f"power {lift} {i}"), np.random.default_rng([seed, i])
+                arm, rng = dealt(d.user, f"power {lift} {i}"), np.random.default_rng([seed, i])
                 carts = np.where(arm == 1, d.thinned(1 / 1.3, rng), d.thinned(1 / 1.3 / (1 + lift), rng))
                 ms, t = looked_at(d, "carts by views", arm, looks, with_before, carts)
                 z.append([z_of(m) for m in ms])
@@ -319,6 +380,7 @@ def main(argv: list[str] | None = None) -> None:
     if len(d.user) < 100: sys.exit(f"{len(d.user)} shoppers came in the last 28 days; 100 are needed")
     few = args.quick
     rows = alarms(d, 20 if few else args.tests, ["carts by views"] if few else list(METRICS))
+    rows += business(10 if few else args.tests, 300 if few else 1_500, [14, 28] if few else list(range(2, 29, 2)), seed)
     rows += power(d, 10 if few else 300, [0.3] if few else [0.3, 0.6], seed) + splits(20 if few else 5_000, 2_000 if few else 10_000, seed)
     rows += duels(3 if few else 200, [40] if few else [100, 400], seed) + policies(2 if few else 100, 300 if few else 2_000, seed) + speed(2 if few else 30)
     write("experiments", rows, args.results, argv=argv)

@@ -14,6 +14,7 @@ from hypothesis import settings as how
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, chi2, multinomial, norm, ttest_ind
 
+from benchmarks.experiments import HALVES, said, shopper_days, split
 from reco.data.histories import epoch_ms
 from reco.evaluation.counterfactual import ips
 from reco.experiments.assignment import (
@@ -32,6 +33,7 @@ from reco.experiments.assignment import (
 from reco.experiments.interleaving import FIRST, NOBODY, SECOND, credit, drafted, interleaved, preference
 from reco.experiments.off_policy import Target, at_epsilon, half_widths, off_policy, slates, slot_guesses
 from reco.experiments.readout import (
+    METRICS,
     Metric,
     e_value,
     lift_interval,
@@ -312,14 +314,14 @@ def shop(n: int, days: int, seed: int) -> dict[str, np.ndarray]:
     return {k: x.cumsum(axis=0).astype(float) for k, x in {"days": there, "exposures": exposures, "clicks": clicks, "revenue": revenue}.items()}
 
 
-def walks(world: dict[str, np.ndarray], over: str, under: str | None, tests: int, seed: int, halves: np.ndarray | None = None) -> np.ndarray:
+def walks(world: dict[str, np.ndarray], over: str, under: str | None, tests: int, seed: int) -> np.ndarray:
     """z of A/A tests at the end of each day: float64 [tests, days]."""
     rng, (days, n), out = np.random.default_rng(seed), world["days"].shape, []
     for _ in range(tests):
         arm, z = rng.integers(0, 2, n), []
         for d in range(days):
             seen = world["days"][d] > 0
-            m = measured(world[over][d][seen], world[under][d][seen] if under else np.ones(seen.sum()), arm[seen], 2, None if halves is None else halves[seen])
+            m = measured(world[over][d][seen], world[under][d][seen] if under else np.ones(seen.sum()), arm[seen], 2)
             z.append((m.value[1] - m.value[0]) / np.sqrt(m.variance.sum()) if m.counted.min() >= 20 else 0)
         out.append(z)
     return np.array(out)
@@ -337,6 +339,37 @@ def test_a_thousand_comparisons_of_the_same(world, over, under):
     assert between(once.sum(), 1_000, 0.05)
     assert daily.any(axis=1).sum() > 2 * once.sum()  # what peeking does
     for plan in (t[-1], t[-1] / 20): assert at_most((np.abs(z) > sequential_bound(t, 0.05, plan)).any(axis=1).sum(), 1_000, 0.05)
+
+
+@pytest.mark.parametrize("with_before", [False, True])
+def test_business_metrics_of_the_same_are_called_different_as_seldom_as_promised(with_before):
+    """Every test with shoppers of its own, through the whole readout; the benchmark does a thousand."""
+    tables = [said(shopper_days(900, 28, i), "aa", [9, 18, 28], with_before) for i in range(120)]
+    wrong = lambda t, metric: t.filter(metric=metric)["verdict"].is_in(["ahead", "behind"]).item()
+    for metric in METRICS:
+        *looks, once = zip(*([wrong(t, metric.name) for t in runs] for runs in tables), strict=True)
+        assert between(sum(once), len(tables), 0.05) and at_most(sum(map(any, zip(*looks, strict=True))), len(tables), 0.05), metric.name
+        assert (np.mean([t[-1].filter(metric=metric.name)["saved"].item() for t in tables]) > 0.1) == with_before
+
+
+def test_the_time_before_takes_noise_from_business_metrics_and_nothing_else():
+    """A planted difference: CUPED finds the same on average, misses it as seldom as the interval says, and varies less by the share that it says."""
+    found, lifts = [], (0.1, 0.1, 0.1)
+    for i in range(200):
+        days = shopper_days(900, 28, 1_000 + i, lifts)
+        rows, before = split(days, "cuped")
+        sums = days.filter(pl.col("day") >= 0).select(pl.exclude("user_id", "day").sum(), shoppers=pl.col("user_id").n_unique()).row(0, named=True)
+        sums |= {"exposures_if": sums["exposures"], "shoppers_if": sums["shoppers"]}
+        for metric, plain, less in zip(METRICS, *(readout(rows, HALVES, b, plan=None, least=2).iter_rows(named=True) for b in (None, before)), strict=True):
+            old, new = (sums[metric.over + x] / sums[metric.under + x] for x in ("", "_if"))
+            found.append({"metric": metric.name, "saved": less["saved"], "truth": new - old} | {f"{n}_{k}": v for n, r in (("plain", plain), ("less", less)) for k, v in (
+                ("error", r["value"] - r["control"] - (new - old)), ("missed", not r["low"] <= new / old - 1 <= r["high"]))})
+    for (name,), f in pl.DataFrame(found).partition_by("metric", as_dict=True).items():
+        n, sd = f.height, {k: f[f"{k}_error"].std() for k in ("plain", "less")}
+        for k in ("plain", "less"): assert abs(f[f"{k}_error"].mean()) < 4 * sd[k] / np.sqrt(n) and between(f[f"{k}_missed"].sum(), n, 0.05), (name, k)
+        saved, left = f["saved"].mean(), (sd["less"] / sd["plain"]) ** 2
+        assert saved > 0.05 and abs(left - (1 - saved)) < 4 * (1 - saved) * np.sqrt(4 * saved / n), (name, left, saved)
+        assert f["truth"].mean() > 4 * sd["less"] / np.sqrt(n)  # a bias of the size of the difference would be seen
 
 
 def test_the_sequence_holds_where_nothing_helps_it():
