@@ -1,10 +1,11 @@
-"""`python -m app.bundle list`, `publish ID`, `rollback`: which bundle is served. Endpoints that follow do so within seconds."""
+"""`python -m app.bundle list`, `publish ID`, `rollback`: which bundle is served. Endpoints that follow do so within seconds. `mirror` tells MLflow again."""
 import argparse
 import getpass
 import sys
 from pathlib import Path
 
 from app.following import prepared, try_out
+from app.telling import tell_people
 from reco.bundle import BundleError
 from reco.bundle_store import Root, bundle_at, bundles_root
 from reco.published import Publication, earlier_of, publish, rollback, standing
@@ -18,6 +19,7 @@ def arguments() -> argparse.ArgumentParser:
     commands.add_parser("list", help="what was published when, by whom and why, and what a rollback would publish")
     acts = [commands.add_parser("publish", help="try a bundle and serve it"), commands.add_parser("rollback", help="serve what was published before")]
     acts[0].add_argument("bundle_id", help="name of its directory")
+    commands.add_parser("mirror", help="move MLflow's aliases to what is served and what waits, which every publication does too")
     for act in acts:
         act.add_argument("--why", default="", help="for the history")
         act.add_argument("--who", default=user(), help="for the history; the user of this machine if not given")
@@ -47,24 +49,29 @@ def try_alone(
 def act(
     args: argparse.Namespace,
     root: Root,
-) -> str:                     # what to say
-    "Do it; raises `BundleError`."
-    if args.command == "list": return listed(root)
-    if args.command == "rollback": done = rollback(root, args.who, args.why, try_alone)
-    else:
-        try_alone(bundle_at(root, args.bundle_id))
-        done = publish(root/args.bundle_id, args.who, args.why)
-    return f"published {done.bundle_id}; before it was {done.before or 'none'}"
+) -> Publication:
+    "Publish or go back; raises `BundleError`."
+    if args.command == "rollback": return rollback(root, args.who, args.why, try_alone)
+    try_alone(bundle_at(root, args.bundle_id))
+    return publish(root/args.bundle_id, args.who, args.why)
 
 def main() -> int: # exit code
     args = arguments().parse_args()
     try:
         settings = load_settings()
-        print(act(args, bundles_root(settings)), flush=True)
+        root = bundles_root(settings)
+        if args.command == "list":
+            print(listed(root))
+            return 0
+        if args.command != "mirror":
+            done = act(args, root)
+            print(f"published {done.bundle_id}; before it was {done.before or 'none'}", flush=True)
+            for name, said in tell_people(settings, root, done, "app.bundle").items(): print(f"warning: it has not reached {name}: {said}", file=sys.stderr)
     except (SettingsError, BundleError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    if args.command != "list" and (trouble := told(settings, lambda: mirror(settings))): print(f"warning: {trouble}", file=sys.stderr) # it is done all the same
-    return 0
+    trouble = told(settings, lambda: mirror(settings))
+    if trouble: print(f"warning: {trouble}", file=sys.stderr)
+    return 1 if trouble and args.command == "mirror" else 0
 
 if __name__ == "__main__": sys.exit(main())

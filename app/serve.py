@@ -26,6 +26,7 @@ from app.keys import Keys, KeysError, keys_for
 from app.meter import FOLDER, Meter
 from app.ports import free_port, port_free, reach
 from app.shown import Shown, open_log
+from app.telling import Teller
 from reco.bundle import BundleError, ModelBundle
 from reco.bundle_store import Root, bundles_root
 from reco.candidates.content import Content
@@ -60,6 +61,7 @@ class Replica:
     intake: Intake|None = None
     following: Following|None = None # None when one bundle is served whatever is published
     log: ServeLog[Shown]|None = None # None when lists are not written down
+    teller: Teller|None = None       # as `following`
     experimenting: Experimenting|None = None # None before `open`
     meter: Meter                    # of this process
     keys: Keys = Keys(())           # of the settings, which say that somebody must have one
@@ -87,7 +89,7 @@ class Replica:
             following = Following(folder, self.prepared, self.use, self.meter.refused.inc)
             following.begin()
         if self.following: self.following.end()
-        self.following = following
+        self.following, self.teller = following, Teller(load_settings(), folder) if following else None
         experimenting = Experimenting(load_settings(), lambda: self.bundle, self.prepared, self.meter.without_variant.inc)
         experimenting.begin(None if one else folder)
         if self.experimenting: self.experimenting.end()
@@ -121,11 +123,15 @@ class Replica:
 
     def publish(self, bundle_id: str, who: str, why: str) -> Publication:
         if self.following is None: raise NotFollowing
-        return self.following.publish(bundle_id, who, why)
+        return self.told(self.following.publish(bundle_id, who, why))
 
     def rollback(self, who: str, why: str) -> Publication:
         if self.following is None: raise NotFollowing
-        return self.following.rollback(who, why)
+        return self.told(self.following.rollback(who, why))
+
+    def told(self, done: Publication) -> Publication: # at once; who hears of it does so later
+        if self.teller: self.teller.tell(done)
+        return done
 
     @property
     def bundle_id(self) -> str: return self.bundle.manifest["id"]

@@ -3,7 +3,6 @@
 `python flows/train.py run` needs none of the receivers, and none of them can fail a run.
 """
 import sys
-from functools import partial
 from pathlib import Path
 
 from base import SETTINGS
@@ -13,8 +12,8 @@ from metaflow.integrations import ArgoEvent
 from metaflow.metaflow_config import ARGO_EVENTS_WEBHOOK_URL
 
 from reco import alerts
-from reco.alerts import Event, Webhook
-from reco.data.objects import ObjectError, Objects
+from reco.alerts import Event
+from reco.data.objects import Objects
 
 
 def place() -> Path | Objects:
@@ -33,14 +32,10 @@ def to_argo(event: Event) -> str:
 
 def receivers() -> dict[str, alerts.Send]:
     """Whoever can be reached, by the settings and by Metaflow's own."""
-    a = SETTINGS.alerts
-    hook = Webhook(a.webhook.get_secret_value(), a.timeout_seconds, a.tries)
-    return ({"webhook": partial(alerts.send, hook)} if hook.url else {}) | ({"argo": to_argo} if ARGO_EVENTS_WEBHOOK_URL else {})
+    return alerts.receivers(SETTINGS.alerts) | ({"argo": to_argo} if ARGO_EVENTS_WEBHOOK_URL else {})
 
 
 def tell(what: str, text: str, about: dict, key: str) -> None:
-    """Say what happened, once for a key; trouble is a warning. Where the log cannot be written it may be said twice: better than never."""
-    event = Event(what, f"{current.flow_name}/{current.run_id}", text, key, about)
-    try: trouble = alerts.tell(place(), event, receivers()).trouble
-    except (OSError, ObjectError) as e: trouble = {"the log": str(e)} | {name: said for name, give in receivers().items() if (said := give(event))}
+    """Say what happened, once for a key; trouble is a warning."""
+    trouble = alerts.announce(place(), Event(what, f"{current.flow_name}/{current.run_id}", text, key, about), receivers())
     for name, said in trouble.items(): print(f"warning: {what} has not reached {name}: {said}", file=sys.stderr)

@@ -2,7 +2,7 @@
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
-from base import HERE, PROJECT, SETTINGS, card_table, run_record
+from base import HERE, PROJECT, SETTINGS, card_table, run_record, tell_mlflow
 from cluster import on_cluster
 from metaflow import FlowSpec, card, current, project, schedule, step
 from metaflow.cards import Markdown
@@ -14,6 +14,7 @@ from reco.data.scratch import remove_left
 from reco.data.upkeep import upkeep
 from reco.provenance import git_sha
 from reco.retention import remove_old
+from reco.tracking import mirror
 
 RESUME_DAYS = 7 # a run that failed can be resumed for so long
 
@@ -38,6 +39,7 @@ class UpkeepFlow(FlowSpec):
         self.done = upkeep(lake, SETTINGS.lake, self.now)
         self.snapshots = {table: lake.snapshot(table) for table in self.done["table"]}
         self.bundles = remove_old(bundles_root(SETTINGS), SETTINGS.bundles.keep)
+        tell_mlflow(lambda: mirror(SETTINGS)) # what was published while MLflow was away
         self.left = remove_left(SETTINGS.lake_root, SETTINGS.lake, self.now - timedelta(days=RESUME_DAYS))
         self.next(self.end)
 

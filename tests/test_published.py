@@ -22,7 +22,9 @@ from starlette.testclient import TestClient
 from app import following
 from app.contract import create_app
 from app.keys import Keys
+from app.ports import free_port
 from app.serve import Replica
+from reco.alerts import events
 from reco.bundle import BundleError, UnknownBundle, current_name, named_bundle
 from reco.published import HISTORY, NothingBefore, earlier, history, publish, rollback
 
@@ -347,8 +349,8 @@ def test_only_an_admin_changes_what_is_served(root, replica):
 # The command --------------------------------------------------------------------------------------------------------
 
 
-def command(root: Path, *args: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"RECO_BUNDLES_ROOT": str(root)}
+def command(root: Path, *args: str, **more: str) -> subprocess.CompletedProcess:
+    env = os.environ | {"RECO_BUNDLES_ROOT": str(root), "RECO_TRACKING_ENABLED": "false"} | more
     return subprocess.run([sys.executable, "-m", "app.bundle", *args], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
@@ -357,11 +359,14 @@ def test_one_command_goes_back(three, root):
     done = command(root, "publish", today, "--who", "ann", "--why", "try it")
     assert done.returncode == 0 and done.stdout == f"published {today}; before it was {yesterday}\n" and current_name(root) == today
     began = time.monotonic()
-    done = command(root, "rollback", "--why", "worse")
+    done = command(root, "rollback", "--who", "bob", "--why", "worse", RECO_ALERTS_WEBHOOK=f"http://127.0.0.1:{free_port()}/secret", RECO_ALERTS_TRIES="1")
+    assert done.stderr == "warning: it has not reached webhook: the receiver cannot be reached: URLError\n" # it is done all the same
     assert done.returncode == 0 and done.stdout == f"published {yesterday}; before it was {today}\n" and time.monotonic() - began < 30
     lines = command(root, "list").stdout.splitlines()
     assert len(lines) == 5 and f"{today}  published by ann: try it" in lines[1] and lines[2].endswith(": worse") and "rollback" in lines[2]
     assert lines[3:] == [f"current: {yesterday}", "rollback would publish: nothing"]
+    assert [(e["what"], e["who"], e["about"]) for e in events(root)] == [
+        ("bundle_published", "app.bundle, ann", {"bundle": today, "champion": yesterday}), ("bundle_rolled_back", "app.bundle, bob", {"bundle": yesterday, "champion": today})]
     nothing = command(root, "rollback")
     assert (nothing.returncode, nothing.stderr) == (1, "error: nothing to go back to\n") and current_name(root) == yesterday
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from flow_runs import run_flow
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ from mlflow import MlflowClient
 from pydantic import SecretStr
 
 from app.ports import free_port
+from app.telling import Teller
 from reco.bundle import BundleError, checksums, make_bundle, save_bundle, verify
 from reco.challenger import set_challenger
 from reco.data.histories import epoch_ms
@@ -449,6 +451,30 @@ def test_a_text_that_is_cut_fits(text, most):
     out = cut(text, most)
     assert len(out) <= most and (out == text) == (len(text) <= most)
     if out != text: assert text.startswith(out.partition("\n\n…")[0]) and out.endswith("artifacts)")
+
+
+def test_a_publication_over_http_moves_the_aliases(settings, bundles, monkeypatch):
+    """Behind the answer, by a process of its own; what another folder serves is no business of this MLflow."""
+    (settings.root / "settings.ini").write_text("")
+    for variable in [v for v in os.environ if v.startswith("RECO_")]: monkeypatch.delenv(variable)
+    monkeypatch.setenv("RECO_SETTINGS", str(settings.root / "settings.ini"))
+    for name in ("monday", "tuesday"): made_bundle(bundles, name, name)
+    publish(bundles / "monday", "ann")
+    Teller(settings, bundles).tell(publish(bundles / "tuesday", "ann")).join(200)
+    assert aliases(settings) == {"champion": "tuesday"}
+    back = rollback(bundles, "bob", check=Path)
+    Teller(settings, settings.root / "elsewhere").tell(back).join(200)
+    assert aliases(settings) == {"champion": "tuesday"}
+    Teller(settings, bundles).tell(back).join(200)
+    assert aliases(settings) == {"champion": "monday"}
+
+
+def test_the_daily_upkeep_makes_good_what_mlflow_missed(settings, bundles):
+    (settings.root / "settings.ini").write_text("")
+    made_bundle(bundles, "monday")
+    publish(bundles / "monday", "ann")
+    done = run_flow(settings.root, "upkeep")
+    assert done.returncode == 0 and "warning" not in done.stdout and aliases(settings) == {"champion": "monday"}, done.stdout
 
 
 @pytest.mark.parametrize(("uri", "shown"), [("postgresql://ann:pw@h/db", "postgresql://…@h/db"), ("http://h:5000/a", "http://h:5000/a"),
