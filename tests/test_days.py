@@ -17,10 +17,13 @@ from reco.monitoring.credit import outcomes_of
 from reco.monitoring.days import (
     KEYS,
     SEGMENTS,
+    complete,
     day_by_day,
+    days_until,
     items_before,
     keep_days,
     kpis_by_day,
+    missed,
     readout_of,
     retention_by_day,
     rows_of,
@@ -28,6 +31,7 @@ from reco.monitoring.days import (
     variety_by_day,
     with_segment,
 )
+from reco.monitoring.kpis import kpi_table
 from reco.schemas import EXPOSURES, INTERACTIONS, conform
 from reco.sections.operations import Kpis
 
@@ -107,7 +111,7 @@ def test_days_alone_add_up_to_all_at_once(shows, acts, hours):
     done = [{"event_id": f"{n}", "ts": at(of(k)[0] + delay) + timedelta(milliseconds=n), "user_id": of(k)[1], "item_id": i, "event": "transaction" if buys else "click",
              "request_id": None if buys else f"r{k % len(shows)}", "order_id": f"o{n}" if buys else None, "quantity": 1, "price": 2.0} for n, (k, delay, i, buys) in enumerate(acts)]
     did, window = conform(pl.DataFrame(done, infer_schema_length=None) if done else INTERACTIONS.empty(), INTERACTIONS), timedelta(hours=hours)
-    parts = list(day_by_day(shown.lazy(), did.lazy(), date(2026, 5, 1), at(24 * 14), window))
+    parts = list(day_by_day(shown.lazy(), did.lazy(), days_until(date(2026, 5, 1), at(24 * 14)), at(24 * 14), window))
     assert pl.concat(parts).equals(outcomes_of(shown, did, window)) and all(p["ts"].dt.date().n_unique() == 1 for p in parts)
 
 
@@ -115,7 +119,7 @@ def test_what_comes_a_window_after_a_late_click_belongs_to_the_day_of_the_list()
     shown = conform(pl.DataFrame([{"request_id": "r", "ts": at(23), "user_id": "a", "surface": "for_you", "rank": 1, "item_id": "x", "bundle": "b"}]), EXPOSURES)
     act = lambda hours, event, **more: {"event_id": event, "ts": at(hours), "user_id": "a", "item_id": "x", "event": event} | more
     did = conform(pl.DataFrame([act(23 + 23, "click", request_id="r"), act(23 + 23 + 21, "transaction")], infer_schema_length=None), INTERACTIONS)
-    (day,) = day_by_day(shown.lazy(), did.lazy(), date(2026, 5, 1), at(24 * 9), DAY)
+    (day,) = day_by_day(shown.lazy(), did.lazy(), [date(2026, 5, 1)], at(24 * 9), DAY)
     assert day.select("click", "purchase").rows() == [(1, 1)]
 
 
@@ -131,10 +135,80 @@ def test_every_question_divides_the_same_day(tmp_path):
     books = kpis_by_day(outcomes)
     whole = books.filter(pl.col("dimension") == "").sort("day")
     assert whole["day"].to_list() == [date(2026, 5, 1) + timedelta(days=d) for d in range(4)] and whole["exposures"].to_list() == [180] * 4
+    varied = variety_by_day(outcomes, pl.LazyFrame(schema={"item_id": pl.String, "valid_from": pl.Datetime("ms", "UTC")}), did.lazy(), 14)
+    for by in set(varied["dimension"]) - {""}:
+        parts = varied.filter(dimension=by).group_by("day").agg(pl.col("shown").sum()).sort("day")
+        assert parts["shown"].to_list() == [180] * 4, by
+    assert set(varied["dimension"]) == {"", "surface", "source", "variant", "segment"} and set(varied.filter(dimension="source")["value"]) == {"als", "recent"}
     for by in set(books["dimension"]) - {""}:
         parts = books.filter(pl.col("dimension") == by).group_by("day").agg(pl.col("exposures", "click", "purchase", "revenue").sum()).sort("day")
         assert parts.equals(whole.select(parts.columns)), by
     assert set(books.filter(pl.col("dimension") == "variant")["value"]) == {"none"}
+
+
+def test_experiments_that_run_side_by_side_are_told_apart():
+    shown, did = traffic(2)
+    shown = shown.with_columns(variant=pl.col("user_id").replace_strict({f"u{n}": ("a=x b=y", "a=x b=z", "b=z", None)[n % 4] for n in range(60)}))
+    books = kpis_by_day(with_segment(outcomes_of(shown, did, DAY), did.lazy())).filter(dimension="variant")
+    first = dict(books.filter(day=date(2026, 5, 1)).select("value", "shoppers").rows())
+    assert first == {"a=x": 30, "b=y": 15, "b=z": 30, "none": 15}
+    alone = kpi_table(outcomes_of(shown.filter(pl.col("variant").str.contains("b=z")), did, DAY), ["day"])
+    assert books.filter(value="b=z").select(alone.columns).equals(alone)
+
+
+SEEN = st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 30), st.sampled_from(["view", "transaction", "impression"])), max_size=25)
+LISTS = st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", "e", None]), st.integers(0, 30), st.sampled_from([None, "one=x", "one=y two=x", "two=x"])), max_size=15)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEN, LISTS)
+def test_who_came_back_by_what_the_first_day_showed(seen, lists):
+    """Days of 10 h here; by hand, shopper by shopper."""
+    moment = lambda k: START + DAY * (k // 3) + timedelta(hours=1 + 10 * (k % 3) / 2)
+    did = conform(pl.DataFrame([{"event_id": f"{n}", "ts": moment(k), "user_id": u, "item_id": "i", "event": e} for n, (u, k, e) in enumerate([*seen, ("z", -24, "view")])]), INTERACTIONS)
+    shown = [{"request_id": f"r{n}", "ts": moment(k) + timedelta(minutes=n), "user_id": u, "surface": "for_you", "rank": 1, "item_id": "i", "bundle": "b", "variant": v} for n, (u, k, v) in enumerate(lists)]
+    shown = conform(pl.DataFrame(shown, schema_overrides={"user_id": pl.String, "variant": pl.String}) if shown else EXPOSURES.empty(), EXPOSURES)
+    table = retention_by_day(did.lazy(), shown.lazy(), date(2026, 5, 9), 60)
+    days = {u: sorted({moment(k).date() for w, k, e in seen if w == u and e != "impression" and moment(k).date() < date(2026, 5, 9)}) for u in "abcde"}
+    wanted = Counter()
+    for u, d in days.items():
+        if not d: continue
+        mine = sorted((r["ts"], r["variant"] or "") for r in shown.iter_rows(named=True) if r["user_id"] == u and r["ts"].date() == d[0])
+        answers, told = {("", "")}, {}
+        before = {e for w, k, e in seen if w == u and e != "impression" and mine and moment(k) < mine[0][0]}
+        answers.add(("segment", "none" if not mine else "buyer" if "transaction" in before else "browser" if before else "new"))
+        for _, label_of in mine:
+            for one in label_of.split(): told.setdefault(one.split("=")[0], one)
+        answers |= {("variant", v) for v in told.values()}
+        for dimension, value in answers: wanted[dimension, value, d[0], (d[0] + DAY in d)] += 1
+    found = Counter()
+    for r in table.iter_rows(named=True):
+        back = r["day_1"] if r["day_1"] is not None else 0  # of the last cohort day 1 is not over
+        found[r["dimension"], r["value"], r["cohort"], True], found[r["dimension"], r["value"], r["cohort"], False] = back, r["shoppers"] - back
+    assert +found == +wanted and table.select(KEYS["retention"]).n_unique() == table.height
+
+
+@given(st.sets(st.integers(0, 20)), st.lists(st.tuples(st.integers(0, 20), st.booleans(), st.sampled_from(["", "surface"])), max_size=20), st.integers(0, 20), st.integers(0, 20))
+def test_what_was_missed_is_what_was_shown_and_never_finished(shown, counted, oldest, since):
+    day = lambda n: date(2026, 5, 1) + timedelta(days=n)
+    exposures = pl.LazyFrame({"ts": [at(24 * d + 23.9) for d in sorted(shown)]}, schema={"ts": pl.Datetime("ms", "UTC")})
+    kept = pl.LazyFrame([(day(d), of, whole) for d, whole, of in counted], schema={"day": pl.Date, "dimension": pl.String, "complete": pl.Boolean}, orient="row")
+    finished = {d for d, whole, of in counted if whole and of == ""}
+    assert missed(exposures, kept, day(oldest), day(since)) == [day(d) for d in sorted(shown - finished) if oldest <= d < since]
+    assert missed(exposures, None, day(oldest), day(since)) == missed(exposures, kept.drop("complete"), day(oldest), day(since)) == [day(d) for d in sorted(shown) if oldest <= d < since]
+
+
+@pytest.mark.parametrize("hours", [1, 24, 30])
+def test_after_a_day_is_complete_nothing_changes_it(hours):
+    """The latest purchase that can count comes a moment before."""
+    window, tick = timedelta(hours=hours), timedelta(milliseconds=1)
+    shown = conform(pl.DataFrame([{"request_id": "r", "ts": at(24) - tick, "user_id": "a", "surface": "for_you", "rank": 1, "item_id": "x", "bundle": "b"}]), EXPOSURES)
+    act = lambda when, event, **more: {"event_id": event, "ts": when, "user_id": "a", "item_id": "x", "event": event} | more
+    did = conform(pl.DataFrame([act(at(24) - tick + window, "click", request_id="r"), act(at(24) - tick + 2 * window, "transaction")], infer_schema_length=None), INTERACTIONS)
+    whole = lambda until: pl.select(complete(pl.lit(date(2026, 5, 1)), until, window)).item()
+    count = lambda until: next(day_by_day(shown.lazy(), did.lazy(), [date(2026, 5, 1)], until, window))["purchase"].item()
+    over = at(24) + 2 * window
+    assert whole(over) and count(over) == 1 and not whole(over - tick) and count(over - tick) == 0
 
 
 def test_a_day_counted_before_its_purchases_came_is_put_right(tmp_path):
@@ -143,17 +217,17 @@ def test_a_day_counted_before_its_purchases_came_is_put_right(tmp_path):
     late = kpis_by_day(with_segment(outcomes_of(shown, did, DAY), did.lazy()))
     keep_days(lake, {"kpis": early})
     assert lake.read("kpis").collect()["purchase"].sum() == 0
-    for _ in range(2): keep_days(lake, {"kpis": late, "retention": retention_by_day(did.lazy(), date(2026, 5, 5), 60)})
+    for _ in range(2): keep_days(lake, {"kpis": late, "retention": retention_by_day(did.lazy(), shown.lazy(), date(2026, 5, 5), 60)})
     kept = lake.read("kpis").collect()
     assert kept.height == late.height == kept.select(KEYS["kpis"]).n_unique() and kept["purchase"].sum() == late["purchase"].sum() > 0
 
 
 def test_an_empty_day_has_no_rows():
     shown, did = traffic(1)
-    none = outcomes_of(shown.clear(), did, DAY)
-    assert kpis_by_day(with_segment(none, did.lazy())).is_empty()
+    none = with_segment(outcomes_of(shown.clear(), did, DAY), did.lazy())
+    assert kpis_by_day(none).is_empty() and kpis_by_day(none).schema == kpis_by_day(with_segment(outcomes_of(shown, did, DAY), did.lazy())).schema
     assert variety_by_day(none, pl.LazyFrame(schema={"item_id": pl.String, "valid_from": pl.Datetime("ms", "UTC")}), did.lazy(), 14).is_empty()
-    assert retention_by_day(did.clear().lazy(), date(2026, 5, 5), 60).is_empty()
+    assert retention_by_day(did.clear().lazy(), shown.lazy(), date(2026, 5, 5), 60).is_empty()
 
 
 def read(e: Experiment, outcomes: pl.DataFrame, **how: float): return readout_of(e, *rows_of(e, outcomes), **how)
@@ -214,18 +288,31 @@ def test_the_flow_as_an_operator_runs_it(tmp_path):
     old = did.head(1).with_columns(event_id=pl.lit("old"), ts=pl.col("ts") - timedelta(days=9), user_id=pl.lit("an early bird")) # else all is the log's first week
     lake.write("interactions", pl.concat([did, old]), key=["event_id"], day_of="ts")
     lake.write("catalog", pl.DataFrame({"item_id": shown["item_id"].unique().sort(), "valid_from": START}), key=["item_id", "valid_from"])
-    done = run_flow(tmp_path, "kpis", "run", "--asof", at(24 * 5 + 18).isoformat(), "--days", "4")
+    (tmp_path / "settings.ini").write_text("[lake]\nroot = lake\nkeep_events_days = 9\n[monitor]\ntextfile = figures/reco.prom\n[experiments]\nfile = experiments.toml\n")
+    refused = run_flow(tmp_path, "kpis", "run", "--days", "3")
+    assert refused.returncode == 1 and "--days 3: Value error, two windows of 24 hours after a day and before today need 4 days" in refused.stdout
+    early = run_flow(tmp_path, "kpis", "run", "--asof", at(18).isoformat()) # the run of the first day, and then none until the sixth
+    assert early.returncode == 0 and "2026-05-01: 600 exposures to 200 shoppers" in early.stdout and ", so far" in early.stdout and "caught up" not in early.stdout
+    done = run_flow(tmp_path, "kpis", "run", "--asof", at(24 * 5 + 18).isoformat())
     assert done.returncode == 0, done.stdout
+    assert "caught up: 2 days that were not counted when they were complete, from 2026-05-01 to 2026-05-02" in done.stdout
     whole = lake.read("kpis").collect().filter(pl.col("dimension") == "").sort("day")
-    assert whole["day"].to_list() == [date(2026, 5, 3) + timedelta(days=d) for d in range(4)] and whole["exposures"].to_list() == [600] * 4
-    hand = outcomes_of(shown, did, DAY).filter(pl.col("ts") >= at(48)).group_by(pl.col("ts").dt.date()).agg(pl.col("click").sum()).sort("ts")
+    assert whole["day"].to_list() == [date(2026, 5, 1) + timedelta(days=d) for d in range(6)] and whole["exposures"].to_list() == [600] * 6
+    assert whole["complete"].to_list() == [True] * 3 + [False] * 3
+    hand = outcomes_of(shown, did, DAY).group_by(pl.col("ts").dt.date()).agg(pl.col("click").sum()).sort("ts")
     assert whole["click"].to_list() == hand["click"].to_list() and "2026-05-06: 600 exposures to 200 shoppers" in done.stdout
     figures = (tmp_path / "figures" / "reco_kpis.prom").read_text() # of the last day whose purchases are complete
     of_may_3 = whole.filter(day=date(2026, 5, 3))["CTR"].item()
     assert f'reco_kpi_ctr_ratio{{surface="all"}} {of_may_3}' in figures and f'reco_kpi_ctr_ratio{{surface="for_you"}} {of_may_3}' in figures
     says = lake.read("readouts").collect().filter(metric="CTR").row(0, named=True)
     assert says["moved"] == 1 and says["verdict"] == "ahead" and says["day"] == date(2026, 5, 6) and "experiment lists: new, CTR: ahead" in done.stdout
-    assert set(lake.read("variety").collect()["surface"]) == {"", "for_you"} and lake.read("retention").collect()["cohort"].to_list() == [date(2026, 5, 1) + timedelta(days=d) for d in range(5)]
-    assert len(list((tmp_path / ".metaflow").rglob("*.html"))) == 1
+    varied, back = lake.read("variety").collect(), lake.read("retention").collect()
+    assert set(varied.filter(dimension="surface")["value"]) == {"for_you"} and set(varied.filter(dimension="variant")["value"]) == {"lists=new", "lists=old"}
+    assert back.filter(dimension="")["cohort"].sort().to_list() == [date(2026, 5, 1) + timedelta(days=d) for d in range(5)]
+    assert set(back.filter(dimension="variant")["value"]) == {"lists=new", "lists=old"} and back.filter(dimension="segment")["shoppers"].sum() == back.filter(dimension="")["shoppers"].sum()
+    assert len(list((tmp_path / ".metaflow").rglob("*.html"))) == 2
+    idle = run_flow(tmp_path, "kpis", "run", "--asof", at(24 * 90).isoformat()) # nothing was shown for months, and figures are wanted
+    assert idle.returncode == 0 and "nothing was shown in these days" in idle.stdout, idle.stdout
+    assert "reco_kpi_lists_timestamp_seconds" in (tmp_path / "figures" / "reco_kpis.prom").read_text()
     again = run_flow(tmp_path, "kpis", "run", "--asof", "2026-05-07")
     assert again.returncode == 1 and "a time zone is needed" in again.stdout

@@ -49,7 +49,7 @@ def by_hand(shown: pl.DataFrame, done: pl.DataFrame) -> dict[tuple[str, str], di
     """From each cart and purchase back through the log to the last click, as one would explain it to somebody."""
     when = {(e["request_id"], e["item_id"]): e["ts"] for e in shown.iter_rows(named=True)}
     whose = {(e["request_id"], e["item_id"]): e["user_id"] for e in shown.iter_rows(named=True)}
-    out = {key: {"click": 0, "cart": 0, "purchase": 0, "units": 0, "revenue": 0.0, "orders": set()} for key in when}
+    out = {key: {"click": 0, "cart": 0, "purchase": 0, "units": 0, "revenue": 0.0, "unpriced": 0, "orders": set()} for key in when}
     events = sorted(done.iter_rows(named=True), key=lambda e: e["ts"])
 
     def list_of(e: dict) -> tuple[str, str] | None:
@@ -68,6 +68,7 @@ def by_hand(shown: pl.DataFrame, done: pl.DataFrame) -> dict[tuple[str, str], di
             continue
         pieces = 1 if e["quantity"] is None else e["quantity"]
         mine["purchase"], mine["units"], mine["revenue"] = 1, mine["units"] + pieces, mine["revenue"] + pieces * (e["price"] or 0)
+        mine["unpriced"] += e["price"] is None
         mine["orders"].add(e["order_id"] or (e["user_id"], e["ts"]))
     return out
 
@@ -79,11 +80,11 @@ def test_credit_is_what_counting_by_hand_gives(requests, events):
     assert table.height == len(hand)
     for row in table.iter_rows(named=True):
         mine = hand[row["request_id"], row["item_id"]]
-        assert all(row[c] == mine[c] for c in ("click", "cart", "purchase", "units")), (row, mine)
+        assert all(row[c] == mine[c] for c in ("click", "cart", "purchase", "units", "unpriced")), (row, mine)
         assert row["revenue"] == pytest.approx(mine["revenue"]) and len(row["order_ids"] or ()) == len(mine["orders"])
     if not table.height: return
     total = kpi_table(table).row(0, named=True)
-    assert total["click"] == sum(m["click"] for m in hand.values()) and total["exposures"] == len(hand)
+    assert all(total[c] == sum(m[c] for m in hand.values()) for c in ("click", "unpriced")) and total["exposures"] == len(hand)
     buyers = {}  # orders are counted once per shopper
     for row in table.iter_rows(named=True): buyers.setdefault(row["user_id"] or row["request_id"], set()).update(hand[row["request_id"], row["item_id"]]["orders"])
     assert total["orders"] == sum(map(len, buyers.values()))

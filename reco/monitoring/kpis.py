@@ -17,7 +17,7 @@ from ..experiments.readout import Metric, measured
 # %% ../../nbs/89b_monitoring.kpis.ipynb #0e1756eb
 KPIS = (Metric("CTR", "click", "exposures"), Metric("cart_rate", "cart", "click"), Metric("CVR", "purchase", "click"),
         Metric("AOV", "revenue", "orders"), Metric("revenue_per_1000", "revenue", "thousands"))
-ADDED = "exposures", "click", "cart", "purchase", "units", "revenue" # over exposures; orders are counted
+ADDED = "exposures", "click", "cart", "purchase", "units", "revenue", "unpriced" # over exposures; orders are counted
 
 def counted(
     outcomes:pl.DataFrame,  # of `outcomes_of`, and any columns to compare by
@@ -40,6 +40,16 @@ def _intervals(
     half = norm.ppf(.5 + level/2)*np.sqrt(np.where(m.shoppers >= LEAST, m.variance, np.nan))
     return {metric.name: m.value, f"{metric.name}_low": np.maximum(m.value - half, 0), f"{metric.name}_high": m.value + half}
 
+def _of_the_sum(
+    sums:pl.DataFrame,    # as for `_intervals`
+    column:str,
+    shoppers:np.ndarray,  # int64 [groups]
+    level:float,
+)->dict[str, np.ndarray]: # the ends of its interval: what as many shoppers like these bring
+    "The mean by shopper, times the shoppers."
+    by_shopper = _intervals(sums.with_columns(shoppers=pl.lit(1)), Metric(column, column, "shoppers"), len(shoppers), level)
+    return {c: by_shopper[c]*shoppers for c in (f"{column}_low", f"{column}_high")}
+
 def kpi_table(
     outcomes:pl.DataFrame,   # of `outcomes_of`, and any columns to compare by
     by:Sequence[str]=(),     # columns: day, surface, source, variant, bundle, rank or one of the shop's own; none is the total
@@ -53,5 +63,5 @@ def kpi_table(
     sums = rows.group_by("group", "who").agg(*(pl.col(c).sum() for c in (*ADDED, "thousands")),
                                              orders=pl.col("order_ids").list.explode(keep_nulls=False, empty_as_null=False).n_unique()).sort("group", "who")
     total = sums.group_by("group", maintain_order=True).agg(pl.len().alias("shoppers"), *(pl.col(c).sum() for c in (*ADDED, "orders"))).drop("group")
-    metrics = {c: x for m in KPIS for c,x in _intervals(sums, m, total.height, level).items()}
+    metrics = _of_the_sum(sums, "revenue", total["shoppers"].to_numpy(), level) | {c: x for m in KPIS for c,x in _intervals(sums, m, total.height, level).items()}
     return pl.concat([keys.select(by).head(total.height), total, pl.DataFrame(metrics)], how="horizontal").with_columns(pl.col(pl.Float64).fill_nan(None))
