@@ -3,10 +3,13 @@ import itertools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from app.following import giving_way
 from reco.bundle import BundleError, ModelBundle, UnknownBundle
@@ -18,12 +21,15 @@ from reco.experiments.assignment import (
     Assigner,
     ExperimentError,
     Experiments,
+    arms_of,
     changes_of,
     label,
+    other_side,
     read_experiments,
     served_by,
 )
-from reco.pipeline import RecommendationRequest
+from reco.experiments.interleaving import FIRST, NOBODY, SECOND, interleaved
+from reco.pipeline import RecommendationRequest, RecommendationResponse
 from reco.settings import Settings
 from reco.variants import Changes, varied
 
@@ -37,12 +43,25 @@ class Placed(NamedTuple):
     asked: RecommendationRequest
     bundle: ModelBundle
     label: str | None  # for the serve log; None outside of experiments
+    other: "Placed | None" = None # how the second list is made, where two are drafted into one
+    teams: tuple[str, str] = ("", "") # names of the two variants then
 
 
 class Means(NamedTuple):
     "What the arms of a shopper come to."
     serve: str  # champion, challenger, non_personalised or a bundle's id
     changes: Changes
+    other: "Means | None" = None # of the second list, where two are drafted into one
+    teams: tuple[str, str] = ("", "")
+
+
+def means_of(
+    arms: tuple[Arm, ...],
+) -> Means:
+    "What to serve."
+    if not (second := other_side(arms)): return Means(served_by(arms), changes_of(arms))
+    [duel] = (a for a in arms if a.against)
+    return Means(served_by(arms), changes_of(arms), means_of(second), (duel.variant.name, duel.against.name))
 
 
 def experiments_of(
@@ -56,7 +75,7 @@ def combinations_of(
     book: Experiments,
 ) -> list[tuple[Arm, ...]]:
     "Arms that a shopper can have together, the first `MADE_AHEAD` of them."
-    of_each = [[None, *(Arm(e.name, v, n == 0) for n, v in enumerate(e.variant))] for e in book.experiment]
+    of_each = [[None, *arms_of(e)] for e in book.experiment]
     return [tuple(a for a in arms if a) for arms in itertools.islice(itertools.product(*of_each), MADE_AHEAD)]
 
 
@@ -97,7 +116,11 @@ class Experimenting:
         arms = assigner.arms(asked.user_id, now, asked.surface)
         if not arms: return Placed(asked, bundle, None)
         name = label(arms)
-        means = known.get(name) or known.setdefault(name, Means(served_by(arms), changes_of(arms)))
+        means = known.get(name) or known.setdefault(name, means_of(arms))
+        first = self._placed(asked, bundle, means, name)
+        return first._replace(other=self._placed(asked, bundle, means.other, name), teams=means.teams) if means.other else first
+
+    def _placed(self, asked: RecommendationRequest, bundle: ModelBundle, means: Means, name: str) -> Placed:
         if means.serve == NON_PERSONALISED: asked = replace(asked, user_id=None)
         return Placed(asked, varied(self._serving(means.serve, bundle), means.changes), name)
 
@@ -107,7 +130,8 @@ class Experimenting:
         wanted = {v.serve for e in self.book.experiment for v in e.variant} - {"champion", NON_PERSONALISED}
         for serve in set(self.others) - wanted: self._let_go(serve)
         lacking = [e for serve in sorted(wanted) if (e := self._have(serve))]
-        for arms in combinations_of(self.book) if (bundle := self.champion()) else ():
+        ahead = [side for arms in combinations_of(self.book) for side in (arms, other_side(arms)) if side] if (bundle := self.champion()) else []
+        for arms in ahead:
             with giving_way(): varied(self._serving(served_by(arms), bundle, quiet=True), changes_of(arms))
         if lacking: raise lacking[0]
 
@@ -171,3 +195,30 @@ def released(
     "Break the circles of a bundle that goes: it knows its variants and its online state, these know it, and Ray has told Python not to look for circles."
     if bundle is unless: return
     for name in ("_online", "_family"): vars(bundle).pop(name, None)
+
+
+def together(
+    a: RecommendationResponse,  # the first variant's list
+    b: RecommendationResponse,  # the second's, of the same length asked for
+    teams: tuple[str, str],     # names of the two
+    k: int,                     # items wanted
+    seed: str,                  # of the draft
+) -> RecommendationResponse:    # with a team for each item that is somebody's; with none when either list lacks something
+    "Two lists drafted into one, and the work of both; the same for the same lists and seed on every replica."
+    whole = not a.without and not b.without # a source that was late is no preference
+    number: dict[str, int] = {}
+    first, second = (np.array([number.setdefault(x.item_id, len(number)) for x in one.items], np.int32) for one in (a, b))
+    by_id = {FIRST: {x.item_id: x for x in a.items}, SECOND: {x.item_id: x for x in b.items}}
+    by_id[NOBODY], names = by_id[SECOND] | by_id[FIRST], list(number)
+    draft, name = interleaved(first, second, k, seed), {FIRST: teams[0], SECOND: teams[1], NOBODY: None}
+    items = [by_id[who][names[i]]._replace(team=name[who] if whole else None) for i, who in zip(draft.items.tolist(), draft.team.tolist(), strict=True)]
+    total = lambda what: dict(Counter(getattr(a, what)) + Counter(getattr(b, what)))
+    return replace(a, items=items, fallback=a.fallback and b.fallback, kept=a.kept and b.kept, without=tuple(dict.fromkeys(a.without + b.without)),
+                   dropped=total("dropped"), seconds=total("seconds"), proposed=total("proposed"))
+
+
+def seed_of(
+    asked: RecommendationRequest,
+) -> str:
+    "What a draft depends on: the request, or the shopper where a request has no name."
+    return asked.request_id or f"{asked.user_id} {asked.surface}"

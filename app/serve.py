@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 from app.contract import NotErased, NotFollowing, create_app
 from app.erase import erase_lake, forget
-from app.experimenting import Experimenting, Placed, experiments_of, released
+from app.experimenting import Experimenting, Placed, experiments_of, released, seed_of, together
 from app.following import Following, Refusal, prepared, to_serve, try_out, whole
 from app.keys import Keys, KeysError, keys_for
 from app.meter import FOLDER, Meter
@@ -140,9 +140,20 @@ class Replica:
     def about(self) -> dict: return self.bundle.manifest
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
-        asked, bundle, variant = self.place(request)
-        found = recommend(asked, bundle, self.store, self.deadline_s, self.keep_s)
-        return replace(found, variant=variant) if variant else found
+        placed = self.place(request)
+        if placed.other: return self.drafted(request, placed, lambda one, wait: recommend(one.asked, one.bundle, self.store, wait, self.keep_s))
+        found = recommend(placed.asked, placed.bundle, self.store, self.deadline_s, self.keep_s)
+        return replace(found, variant=placed.label) if placed.label else found
+
+    def drafted(self,
+        request: RecommendationRequest,
+        placed: Placed,    # with another
+        make: Callable[[Placed, float|None], RecommendationResponse], # told how long it may take
+    ) -> RecommendationResponse:
+        "One list of two variants, of which each has half of the time: the second must not be poorer for coming second."
+        half = self.deadline_s and self.deadline_s/2
+        a, b = make(placed, half), make(placed.other, half)
+        return replace(together(a, b, placed.teams, request.k, seed_of(request)), variant=placed.label)
 
     def place(self, request: RecommendationRequest) -> Placed:
         bundle = self.bundle
@@ -152,9 +163,15 @@ class Replica:
         if self.log is not None: self.log.note(shown)
 
     def explained(self, request: RecommendationRequest) -> tuple[RecommendationResponse, list[dict]]:
-        asked, bundle, variant = self.place(request)
-        found, said = answer(asked, bundle, self.store), online_of(bundle, self.store).newest.titles
-        return replace(response(found), variant=variant), [as_why(e, titles_of(bundle, said)) for e in explain(found)]
+        placed, whys = self.place(request), []
+        def make(one: Placed, _wait: float|None = None) -> RecommendationResponse:
+            made, said = answer(one.asked, one.bundle, self.store), online_of(one.bundle, self.store).newest.titles
+            found = response(made)
+            whys.append({x.item_id: as_why(e, titles_of(one.bundle, said)) for x, e in zip(found.items, explain(made), strict=True)})
+            return found
+        found = self.drafted(request, placed, make) if placed.other else replace(make(placed), variant=placed.label)
+        of = lambda x: (whys[-1] if x.team == placed.teams[1] else whys[0]).get(x.item_id) or whys[-1][x.item_id]
+        return found, [of(x) for x in found.items]
 
     def take(self, events: list[dict]) -> int: # events that are on the bus now, and in the online store if it answers
         "Make events durable, then let the next list know them; raises `NotTaken` or `BusError`."

@@ -185,6 +185,7 @@ class ScoredItem(NamedTuple):
     score: float  # chance that the shopper touches it within the horizon, in [0, 1]
     source: str   # the source that placed it highest; when none proposed it, `pin`, or `rest` for what filled a list up
     propensity: float = 1.0 # probability of this item in this slot; below 1 where exploration might have put another
+    team: str|None = None # in a list of two variants: whose item it is
 
 @dataclass(frozen=True)
 class RecommendationResponse:

@@ -71,12 +71,13 @@ EXPOSURES = FrameSchema("EXPOSURES", {
     "score": pl.Float32,      # as it was answered
     "source": pl.String,      # the candidate source that had it furthest up
     "propensity": pl.Float32, # above 0, at most 1; 1 where nothing was drawn
+    "team": pl.String,        # in a list of two variants: whose item it is; null elsewhere, and for what is nobody's
     "variant": pl.String,     # experiment=variant, several with blanks between; null outside of experiments
     "bundle": pl.String,
     "fallback": pl.Boolean,   # popularity for want of anything better
     "latency_ms": pl.Float32, # of the request
     "list_id": pl.String,     # the same for the same items in the same places, shown to the same shopper under the same name on the same day
-}, optional=frozenset({"user_id", "score", "source", "propensity", "variant", "fallback", "latency_ms", "list_id"}))
+}, optional=frozenset({"user_id", "score", "source", "propensity", "team", "variant", "fallback", "latency_ms", "list_id"}))
 
 # %% ../nbs/00_schemas.ipynb #8a085089
 CATALOG = FrameSchema("CATALOG", {

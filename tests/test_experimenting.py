@@ -1,24 +1,31 @@
 """Experiments while the endpoint answers: the right shoppers get the right lists, the log says so, and nothing that goes wrong costs an answer."""
 
+import re
 import time
 from collections import Counter
 from dataclasses import replace
 
+import polars as pl
 import pytest
+from flow_runs import run_flow
 from starlette.testclient import TestClient
 
+import app.consumer
 from app.contract import create_app
-from app.experimenting import Experimenting, released
+from app.experimenting import Experimenting, released, together
 from app.following import prepared, try_out
-from app.serve import Replica
-from app.shown import Shown, as_list
+from app.serve import Replica, open_intake
+from app.shown import Shown, as_list, open_log
 from reco.bundle import ModelBundle, load_bundle, make_bundle, save_bundle
 from reco.challenger import set_challenger
 from reco.data.histories import epoch_ms
+from reco.data.lake import open_lake
 from reco.experiments.assignment import Assigner, ExperimentError, label, read_experiments
+from reco.experiments.interleaving import coins
 from reco.features.store import open_store
-from reco.pipeline import RecommendationRequest, recommend
+from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem, recommend
 from reco.published import publish
+from reco.redis_server import disconnect
 from reco.settings import ExperimentSettings, Settings
 from reco.variants import family, varied
 
@@ -31,6 +38,7 @@ def experiment(name: str, *variants: tuple[str, float, str], **more: str) -> str
 
 
 VARIETY = experiment("variety", ("as_it_is", 0.5, ""), ("more", 0.5, "rerank = {diversity = 5.0, keep_first = 0}"))
+DUEL = experiment("duel", ("as_it_is", 0.5, ""), ("more", 0.5, "rerank = {diversity = 5.0, keep_first = 0}"), interleave="true")
 MODEL = experiment("model", ("old", 0.5, ""), ("new", 0.5, 'serve = "challenger"'))
 
 
@@ -89,6 +97,118 @@ def test_each_shopper_gets_the_list_of_the_variant_that_the_hash_says(place, sto
         seen[arm.variant.name] += 1
         differ += items != expected(other if arm.control else plain, store, user)
     assert min(seen.values()) > 15 and differ > 30
+
+
+def drawn(first: list[str], second: list[str], seed: str, k: int = 10) -> tuple[list[str], list[str | None]]:
+    """A team draft by the rules of the paper, word for word: items, and whose each is."""
+    items, team = [a if a == b else None for a, b in zip(first, second, strict=True)], [None] * k
+    turns = iter([who for flip in coins(seed, k) for who in (flip, 1 - flip)])
+    for place in range(k):
+        if items[place] is not None: continue
+        who = next(turns)
+        items[place], team[place] = next(i for i in (first, second)[who] if i not in items), ("as_it_is", "more")[who]
+    return items, team
+
+
+def test_a_list_of_two_variants_is_drafted_and_says_whose_each_item_is(place, store):
+    shop, changes, teams = place(DUEL), {"rerank": {"diversity": 5.0, "keep_first": 0}}, Counter()
+    other = varied(shop.replica.bundle, changes)
+    assert len(family(shop.replica.bundle)) == 1  # made ahead
+    for user in sorted(store.user_ids())[:60]:
+        answer, items = shop.ask(user)
+        shown = as_list(shop.noted[-1])
+        wanted = drawn(expected(shop.replica.bundle, store, user), expected(other, store, user), answer.headers["x-request-id"])
+        assert (items, [i["team"] for i in shown["items"]]) == wanted and [i["item_id"] for i in shown["items"]] == items
+        assert answer.headers["x-variant"] == shown["variant"] == "duel=interleaved" and shown["user_id"] == user
+        teams.update(i["team"] for i in shown["items"])
+    assert min(teams["as_it_is"], teams["more"]) > 100 and abs(teams["as_it_is"] - teams["more"]) < 60
+
+
+def test_the_same_request_is_drafted_alike_by_every_replica_from_kept_lists_or_new_ones(bundle, trained, tmp_path):
+    settings = trained.settings.model_copy(update={"root": tmp_path, "experiments": ExperimentSettings(file="experiments.toml")})
+    (tmp_path / "experiments.toml").write_text(DUEL)
+    store, replicas = open_store(settings), []
+    try:
+        for keep in (60, 60, 0):
+            made = Replica()
+            made.bundle, made.store, made.keep_s = bundle, store, keep
+            made.experimenting = Experimenting(settings, lambda: bundle, load_bundle)
+            made.experimenting.book = read_experiments(tmp_path / "experiments.toml")
+            made.experimenting.plan = Assigner(made.experimenting.book), {}
+            replicas.append(made)
+        ask = lambda replica, name: replica.recommend(RecommendationRequest("nobody", 10, request_id=name))
+        first, again, anew = (ask(r, "one") for r in replicas)
+        assert [x.kept for x in (first, again, anew)] == [False, True, False] and first.items == again.items == anew.items
+        assert first.variant == again.variant == "duel=interleaved" and {x.team for x in first.items} >= {"as_it_is", "more"}
+        drafts = {tuple(x.item_id for x in ask(replicas[0], f"r{n}").items) for n in range(20)}
+        assert len(drafts) > 5  # two kept lists, and another draft of them for each request
+        alone = recommend(RecommendationRequest("nobody", 10), bundle, store, keep_s=60)
+        assert alone.kept and alone.items == recommend(RecommendationRequest("nobody", 10), bundle, store).items  # no draft was kept in its place
+    finally: store.close()
+
+
+def test_a_draft_explains_each_item_by_the_variant_that_brought_it(place, store):
+    shop = place(DUEL)
+    user = next(u for u in sorted(store.user_ids()) if len(store.events(u)) > 5)
+    answer = shop.http.get(f"/recommendations/v1/{user}?k=10&explain=true")
+    items = answer.json()["recommendations"]
+    plain = shop.http.get(f"/recommendations/v1/{user}?k=10", headers={"X-Request-ID": answer.headers["x-request-id"]})
+    assert [x["item_id"] for x in items] == [x["item_id"] for x in plain.json()["recommendations"]] and all(x["why"]["reason"] for x in items)
+    assert {i["team"] for i in as_list(shop.noted[0])["items"]} >= {"as_it_is", "more"}
+
+
+def test_a_draft_of_what_was_late_has_no_teams_and_says_so():
+    item = lambda n, score=0.5: ScoredItem(f"i{n}", score, "als", 0.9)
+    a = RecommendationResponse([item(0), item(1), item(2)], "a", False, seconds={"store": 1.0}, proposed={"als": 2}, dropped={"cap": 1})
+    b = RecommendationResponse([item(3), item(1), item(4)], "b", True, seconds={"store": 2.0}, proposed={"als": 3, "recent": 1}, kept=True)
+    both = together(a, b, ("x", "y"), 3, "r")
+    assert [x.item_id for x in both.items if x.team is None] == ["i1"] and {x.team for x in both.items} == {"x", "y", None}
+    assert (both.bundle_id, both.fallback, both.kept, both.without) == ("a", False, False, ()) and all(x.propensity == 0.9 for x in both.items)
+    assert both.seconds == {"store": 3.0} and both.proposed == {"als": 5, "recent": 1} and both.dropped == {"cap": 1}
+    late = together(a, replace(b, without=("als",)), ("x", "y"), 3, "r")
+    assert [x.item_id for x in late.items] == [x.item_id for x in both.items] and {x.team for x in late.items} == {None} and late.without == ("als",)
+    short = together(a, replace(b, items=[]), ("x", "y"), 3, "r")
+    assert [x.item_id for x in short.items] == ["i0", "i1", "i2"] and {x.team for x in short.items} == {None}
+
+
+def test_clicks_on_drafted_lists_come_to_a_verdict(trained, tmp_path, bundle):
+    """The whole way: answered over HTTP, written down, brought into the lake by the consumer, clicked, and read by the flow."""
+    settings = trained.settings.model_copy(update={"root": tmp_path, "experiments": ExperimentSettings(file="experiments.toml")})
+    (tmp_path / "experiments.toml").write_text(DUEL)
+    (tmp_path / "settings.ini").write_text("[experiments]\nfile = experiments.toml\n")
+    replica, lake = Replica(), open_lake(settings)
+    replica.bundle, replica.store, replica.intake = bundle, open_store(settings), open_intake(settings)
+    replica.log, replica.experimenting = open_log(settings, replica.meter.lost.inc), Experimenting(settings, lambda: bundle, load_bundle)
+    replica.experimenting.begin(None)
+    http, client = TestClient(create_app(replica)), replica.store.client
+
+    def in_the_lake():
+        replica.log.flush()
+        until, topics = time.monotonic() + 30, (settings.stream.topic, settings.served.topic)
+        app.consumer.run(settings, "t", lambda: not any(map(client.xlen, topics)) or time.monotonic() > until)
+        return lake.read("exposures").collect()
+
+    try:
+        for n in range(40): assert http.get(f"/recommendations/v1/s{n}?k=6", headers={"X-Request-ID": f"r{n}"}).headers["x-variant"] == "duel=interleaved"
+        exposures = in_the_lake()
+        assert set(exposures["team"]) == {"as_it_is", "more", None}
+        time.sleep(0.01)
+        clicked = exposures.filter(pl.col("team") == "more").group_by("request_id").first().select("request_id", "user_id", "item_id", "surface").to_dicts()
+        sent = [x | {"event_id": f"click {x['request_id']}", "ts": round(time.time() * 1000), "event": "click"} for x in clicked]
+        assert len(sent) > 30 and http.post("/events/v1", json=sent).status_code == 202
+        in_the_lake()
+        lake.write("catalog", trained.sim.catalog, key=["item_id", "valid_from"])
+    finally:
+        replica.experimenting.end()
+        replica.log.close()
+        disconnect(replica.intake.producer.client)
+        replica.store.close()
+    done = run_flow(tmp_path, "kpis", "run")
+    assert done.returncode == 0 and "experiment duel: more, preference: ahead" in done.stdout, done.stdout
+    row = lake.read("readouts").collect().row(0, named=True)
+    assert (row["experiment"], row["metric"], row["variant"], row["verdict"], row["shoppers"]) == ("duel", "preference", "more", "ahead", len(sent))
+    assert row["value"] == 1 and row["control"] == 0 and row["split_p"] is None
+    assert not [u for u in exposures["user_id"].unique() if re.search(rf"\b{u}\b", done.stdout)]
 
 
 def test_without_a_file_nothing_is_said_and_nobody_is_assigned(place):

@@ -26,11 +26,21 @@ from reco.experiments.assignment import (
     changes_of,
     crowded,
     label,
+    other_side,
     read_experiments,
     served_by,
     variant_in,
 )
-from reco.experiments.interleaving import FIRST, NOBODY, SECOND, credit, drafted, interleaved, preference
+from reco.experiments.interleaving import (
+    FIRST,
+    NOBODY,
+    SECOND,
+    credit,
+    drafted,
+    interleaved,
+    preference,
+    preference_row,
+)
 from reco.experiments.off_policy import Target, at_epsilon, half_widths, off_policy, slates, slot_guesses
 from reco.experiments.readout import (
     METRICS,
@@ -499,6 +509,14 @@ def test_a_draft_takes_no_side(a, b, k):
         assert np.array_equal(d.items[:n], t.items[:n]) and np.array_equal(d.team[:n], np.where(t.team[:n] >= 0, 1 - t.team[:n], NOBODY))
 
 
+@quick
+@given(lists, lists, st.integers(1, 8), st.lists(st.integers(0, 1), min_size=4, max_size=4))
+def test_what_both_have_in_one_place_keeps_it(a, b, k, flips):
+    d, n = drafted(a, b, k, flips), min(k, len(a), len(b))
+    same = a[:n] == b[:n]
+    assert np.array_equal(d.items[:n][same], a[:n][same]) and np.array_equal(d.team[:n] == NOBODY, same)
+
+
 def test_the_same_request_is_drafted_alike():
     a, b = np.arange(10, dtype=np.int32), np.arange(10, dtype=np.int32)[::-1].copy()
     one = interleaved(a, b, 7, "r1")
@@ -531,6 +549,44 @@ def test_votes_by_hand():
     with pytest.raises(ValueError, match="one each"): preference(pl.concat([votes, votes]))
     with pytest.raises(ValueError, match="teams are"): credit(shown.with_columns(team=pl.lit(5)))
     with pytest.raises(ValueError, match="missing columns: \\['team'\\]"): credit(shown.drop("team"))
+
+
+def test_a_row_of_interleaving_says_what_the_votes_say():
+    rng = np.random.default_rng(21)
+    for better in (1.0, 1.6):
+        first, second = rng.poisson(0.5, 3_000), rng.poisson(0.5 * better, 3_000)
+        votes = pl.DataFrame({"user_id": [str(i) for i in range(3_000)], "first": first.astype(float), "second": second.astype(float)})
+        row, found = preference_row(votes, "new").row(0, named=True), preference(votes)
+        assert row["lift"] == pytest.approx(second.sum() / first.sum() - 1) and row["shoppers"] == found.shoppers == ((first + second) > 0).sum()
+        assert row["value"] == pytest.approx(second.sum() / found.shoppers) and row["e"] == found.e and row["p"] == min(1, 1 / found.e)
+        assert (row["low"] > 0) == (found.e >= 20) == (row["verdict"] == "ahead") == (better > 1) and row["low"] < better - 1 < row["high"]
+    turned = preference_row(votes.rename({"first": "second", "second": "first"}), "new").row(0, named=True)
+    assert turned["verdict"] == "behind" and 1 + turned["high"] == pytest.approx(1 / (1 + row["low"]))
+    assert preference_row(votes.head(10), "new")["verdict"][0] == preference_row(votes.clear(), "new")["verdict"][0] == "too few shoppers"
+
+
+def test_the_ends_of_a_paired_lift_are_where_z_is_the_bound():
+    a, va, b, vb, cov, bound = 1.2, 0.01, 1.0, 0.008, 0.004, 2.0
+    for lift in lift_interval(a, va, b, vb, bound, cov):
+        r = 1 + lift
+        assert abs(a - r * b) / np.sqrt(va - 2 * r * cov + r * r * vb) == pytest.approx(bound)
+
+
+def test_drafts_in_the_file():
+    pair_of = lambda name, **more: Experiment(name=name, interleave=True, variant=(Variant(name="a", weight=0.5), Variant(name="b", weight=0.5, rerank={"diversity": 2})), **more)
+    seen = arms(pair_of("duel", share=0.5), USERS)
+    assert set(seen) == {"", "duel=interleaved"} and between(sum(map(bool, seen)), len(seen), 0.5)
+    [arm] = Assigner(Experiments(experiment=(pair_of("duel"),))).arms("u", 0, "for_you")
+    assert not changes_of((arm,)) and changes_of(other_side((arm,))) == {"rerank": {"diversity": 2}} and not other_side(())
+    caps = Experiment(name="caps", variant=(Variant(name="off", weight=0), Variant(name="on", weight=1, rules={"category_cap": 1})))
+    both = Assigner(Experiments(experiment=(caps, pair_of("duel")))).arms("u", 0, "for_you")
+    assert label(both) == "caps=on duel=interleaved" and changes_of(both) == {"rules": {"category_cap": 1}}
+    assert changes_of(other_side(both)) == {"rules": {"category_cap": 1}, "rerank": {"diversity": 2}}
+    with pytest.raises(ValueError, match="two, each of weight 0.5"): Experiment(name="x", interleave=True, variant=[Variant(name=n, weight=w) for n, w in (("a", 0.6), ("b", 0.4))])
+    other = Experiment(name="other", interleave=True, variant=(Variant(name="a", weight=0.5), Variant(name="b", weight=0.5, rules={"category_cap": 1})))
+    with pytest.raises(ValueError, match="both draft lists at one time"): Experiments(experiment=(pair_of("duel"), other))
+    with pytest.raises(ValueError, match="both change rerank"): Experiments(experiment=(pair_of("duel"), pair("split").model_copy(update={"variant": pair_of("x").variant})))
+    assert Experiments(experiment=(pair_of("one", group="g", share=0.5), pair_of("two", group="g", begin=0.5, share=0.5)))
 
 
 # Off-policy

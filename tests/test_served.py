@@ -18,14 +18,15 @@ from reco.monitoring.credit import shown_once
 from reco.schemas import EXPOSURES, conform
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
-ITEM = st.fixed_dictionaries({"item_id": TEXT, "score": st.floats(0, 1, width=32), "source": TEXT, "propensity": st.floats(2**-20, 1, width=32)})
+ITEM = st.fixed_dictionaries({"item_id": TEXT, "score": st.floats(0, 1, width=32), "source": TEXT, "propensity": st.floats(2**-20, 1, width=32),
+                              "team": st.none() | TEXT})
 LIST = st.fixed_dictionaries({"request_id": TEXT, "ts": st.integers(0, 4_000_000_000_000), "user_id": st.none() | TEXT, "surface": TEXT, "bundle": TEXT,
                               "variant": st.none() | TEXT, "fallback": st.booleans(), "latency_ms": st.floats(0, 1e4, width=32), "items": st.lists(ITEM, max_size=4)})
 
 
 def a_list(name: str, items: int = 2) -> dict:
     return {"request_id": name, "ts": 1_777_600_000_000, "user_id": "ann", "surface": "for_you", "bundle": "b", "variant": None, "fallback": False,
-            "latency_ms": 2.5, "items": [{"item_id": f"i{n}", "score": 0.5, "source": "als", "propensity": 1.0} for n in range(items)]}
+            "latency_ms": 2.5, "items": [{"item_id": f"i{n}", "score": 0.5, "source": "als", "propensity": 1.0, "team": None} for n in range(items)]}
 
 
 class Bus:
@@ -52,10 +53,24 @@ def until(what, seconds: float = 10) -> bool:
 def test_lists_come_back_as_rows(lists):
     table = exposures_of(lists_frame([SERVED.decode(SERVED.encode(x)) for x in lists]))
     assert conform(table, EXPOSURES).equals(table)
-    rows = [(x["request_id"], n + 1, i["item_id"], i["propensity"], x["user_id"], x["ts"]) for x in lists for n, i in enumerate(x["items"])]
-    assert table.select("request_id", "rank", "item_id", "propensity", "user_id").rows() == [r[:5] for r in rows]
-    assert table["ts"].dt.epoch("ms").to_list() == [r[5] for r in rows]
+    rows = [(x["request_id"], n + 1, i["item_id"], i["propensity"], i["team"], x["user_id"], x["ts"]) for x in lists for n, i in enumerate(x["items"])]
+    assert table.select("request_id", "rank", "item_id", "propensity", "team", "user_id").rows() == [r[:6] for r in rows]
+    assert table["ts"].dt.epoch("ms").to_list() == [r[6] for r in rows]
 
+
+OLD = "c301cf0b97c2f89852bb027280c0bb93bc670206616e6e0e666f725f796f75026200000000204002086c616d700000003f06616c730000803f00"
+
+
+def test_a_message_and_a_table_from_before_there_were_teams_are_read(tmp_path):
+    """The message as it was written then; a table that was begun then, and goes on."""
+    old = exposures_of(lists_frame([SERVED.decode(bytes.fromhex(OLD))]))
+    assert old.select("request_id", "item_id", "source", "team").rows() == [("r", "lamp", "als", None)]
+    lake = Lake(tmp_path / "lake")
+    lake.write("exposures", old.drop("team"), key=EXPOSURES_KEY, day_of="ts")
+    assert conform(lake.read("exposures").collect(), EXPOSURES).equals(old)
+    new = a_list("s", 1)
+    lake.write("exposures", exposures_of(lists_frame([new | {"items": [new["items"][0] | {"team": "more"}]}])), key=EXPOSURES_KEY, day_of="ts")
+    assert lake.read("exposures").sort("request_id").collect()["team"].to_list() == [None, "more"]
 
 def test_what_cannot_be_counted_is_said_with_its_reason():
     latest = datetime(2026, 6, 1, tzinfo=UTC)

@@ -171,12 +171,13 @@ def lift_interval(
     b:float,      # the control's
     var_b:float,
     bound:float,  # on |z|
+    cov:float=0., # of both values, which are of different shoppers if not given
 )->tuple[float, float]: # of a/b - 1; NaN where it has no ends
     "Lifts that are not ruled out."
-    g = b*b - bound*bound*var_b
+    g, middle = b*b - bound*bound*var_b, a*b - bound*bound*cov
     if not g > 0: return np.nan, np.nan
-    half = bound*np.sqrt(var_a*g + a*a*var_b)
-    return float((a*b - half)/g - 1), float((a*b + half)/g - 1)
+    half = bound*np.sqrt(max(var_a*g + a*a*var_b - 2*a*b*cov + (bound*cov)**2, 0))
+    return float((middle - half)/g - 1), float((middle + half)/g - 1)
 
 # %% ../../nbs/87_experiments.readout.ipynb #45ba8d26
 def verdict(
