@@ -71,9 +71,10 @@ def figures_of_lists(now: datetime, kpis: pl.DataFrame, varied: pl.DataFrame, wa
     gauge = lambda name, about, labels=(): Gauge(f"reco_kpi_{name}", about, labels, registry=registry)
     gauge("lists_timestamp_seconds", "The moment from which the run looked back").set(now.timestamp())
     over = pl.col("day") < (now - wait).date()
-    last = kpis.filter(over, pl.col("dimension").is_in(("", "surface")), pl.col("day") == pl.col("day").filter(over).max())
+    by_surface = pl.col("dimension").is_in(("", "surface"))
+    last = kpis.filter(over, by_surface, pl.col("day") == pl.col("day").filter(over).max())
     if last.height: gauge("lists_day_timestamp_seconds", "The end of the day that was counted").set(midnight_after(last["day"][0]))
-    shown = varied.filter(pl.col("day").is_in(last["day"].unique().implode())).rename({"surface": "value"})
+    shown = varied.filter(by_surface, pl.col("day").is_in(last["day"].unique().implode()))
     for of, names in ((last, KPIS), (shown, VARIETY)):
         for column, (name, about) in names.items():
             one = gauge(name, about, ["surface"])

@@ -74,7 +74,8 @@ def of_lists() -> CollectorRegistry:
     rows = [(d, by, v, ctr, .1, cvr, 20., 9., 500) for d in (day, later)
             for by, v, ctr, cvr in (("", "", .05, .2), ("surface", "for_you", .1, .3), ("surface", "similar", 0., None), ("rank", "1", .9, .9))]
     kpis = pl.DataFrame(rows, schema=["day", "dimension", "value", "CTR", "cart_rate", "CVR", "AOV", "revenue_per_1000", "exposures"], orient="row")
-    varied = pl.DataFrame([(d, s, .1 + (d == later), .6, .05, 7.5) for d in (day, later) for s in ("", "for_you")], schema=["day", "surface", "coverage", "tail", "new", "novelty"], orient="row")
+    varied = pl.DataFrame([(d, by, s, .1 + (d == later) + (by == "source"), .6, .05, 7.5) for d in (day, later) for by, s in (("", ""), ("surface", "for_you"), ("source", "als"))],
+                          schema=["day", "dimension", "value", "coverage", "tail", "new", "novelty"], orient="row")
     return textfile().figures_of_lists(NOW, kpis, varied, timedelta(hours=24))
 
 
@@ -343,8 +344,7 @@ def test_what_the_lists_earned_is_that_of_the_last_complete_day():
     assert set(textfile().KPIS) == {m.name for m in KPIS} | {"exposures"}
     assert [value(f"reco_kpi_{n}", {"surface": s}) for n in ("coverage_ratio", "tail_ratio", "new_ratio", "novelty") for s in ("all", "for_you", "similar")] == [
         .1, .1, None, .6, .6, None, .05, .05, None, 7.5, 7.5, None]
-    empty = [pl.DataFrame(schema={"day": pl.Date} | dict.fromkeys(named, pl.String) | dict.fromkeys(numbers, pl.Float64)) for named, numbers in (
-        (("dimension", "value"), textfile().KPIS), (("surface",), textfile().VARIETY))]
+    empty = [pl.DataFrame(schema={"day": pl.Date, "dimension": pl.String, "value": pl.String} | dict.fromkeys(numbers, pl.Float64)) for numbers in (textfile().KPIS, textfile().VARIETY)]
     none = textfile().figures_of_lists(NOW, *empty, timedelta(0))
     assert none.get_sample_value("reco_kpi_lists_timestamp_seconds") and none.get_sample_value("reco_kpi_lists_day_timestamp_seconds") is None
 
