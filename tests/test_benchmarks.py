@@ -26,7 +26,7 @@ NAMES = sorted(p.stem for p in HERE.glob("*.py") if p.stem not in APART)
 
 def run(name: str, *arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for each other on a busy machine take ten times as long
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # smoke runs are too small for more
     return subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, env=alone)
 
 

@@ -1,5 +1,6 @@
 """What the README promises is there, and what is committed is clean."""
 
+import os
 import re
 import subprocess
 import sys
@@ -37,3 +38,11 @@ def test_no_path_of_a_machine_is_committed(pattern):
     found = [p for p in files if p.is_file() and p.suffix in text and p.resolve() != me
              and "__pycache__" not in p.parts and re.search(pattern, p.read_text(errors="ignore"))]
     assert not found
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_of_libraries_sleep_while_they_wait_unless_told_otherwise(given, found):
+    code = "import sys, reco, os; assert not {'lightgbm', 'implicit', 'sklearn'} & {*sys.modules}; import lightgbm; print(os.environ['OMP_WAIT_POLICY'])"
+    kept = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=kept | given, capture_output=True, text=True)
+    assert done.stdout.strip() == found, done.stderr
