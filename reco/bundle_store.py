@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Root', 'Address', 'MANIFEST', 'AT_ONCE', 'RECENT_S', 'BEGUN', 'GOING', 'LOCK', 'HISTORY', 'TRIES', 'BundlesOnS3',
            'BundleOnS3', 'bundles_root', 'files_of', 'NotNow', 'asking', 'bundles_in', 'check_there', 'manifest_text',
-           'sums_of', 'sizes_of', 'check_room', 'bring', 'alone_with', 'is_whole', 'set_aside', 'drop_unused',
-           'bundle_at', 'lines_of', 'ledger', 'kept_history', 'add_line', 'going', 'finish_removal', 'put', 'save_in']
+           'sums_of', 'sizes_of', 'check_room', 'bring', 'alone_with', 'is_whole', 'set_aside', 'used_at', 'is_copy',
+           'drop_unused', 'bundle_at', 'lines_of', 'ledger', 'kept_history', 'add_line', 'going', 'finish_removal',
+           'put', 'save_in']
 
 # %% ../nbs/60a_bundle_store.ipynb #f4ced9d4
 import fcntl
@@ -25,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from random import uniform
 from uuid import uuid4
 
-from .bundle import BundleError, ModelBundle, UnknownBundle, checksums, named_bundle, save_bundle
+from .bundle import BundleError, ModelBundle, UnknownBundle, checksums, is_bundle_id, named_bundle, save_bundle
 from .data.objects import Changed, NoObject, ObjectError, Objects, Text
 from .data.objects import download, honours_conditions, listed, read, remove, upload, write
 from .settings import Lake, Settings
@@ -177,12 +178,15 @@ BEGUN, GOING, LOCK = ".fetching-", ".going-", ".lock-" # a copy that is not whol
 def alone_with(
     root:BundlesOnS3,
     name:str,         # of a bundle
-)->Iterator[None]:
-    "Wait until no other process fetches or removes this copy; a process that dies lets go."
+    wait:bool=True,
+)->Iterator[bool]:    # whether one is alone; always, after waiting
+    "No other process fetches or removes this copy; a process that dies lets go. The file stays: others may wait on it."
     root.cache.mkdir(parents=True, exist_ok=True)
     with (root.cache/f"{LOCK}{name}").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try: fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX|fcntl.LOCK_NB)
+        except BlockingIOError: alone = False
+        else: alone = True
+        yield alone
 
 def is_whole(
     folder:Path,  # of a copy
@@ -199,19 +203,33 @@ def set_aside(
     except FileNotFoundError: return
     shutil.rmtree(folder, ignore_errors=True)
 
+def used_at(
+    folder:Path,  # of a copy, or what is left of one
+)->float:         # seconds since 1970; now when somebody else has removed it
+    "When a copy was used last."
+    try: return folder.stat().st_mtime
+    except FileNotFoundError: return time.time()
+
+def is_copy(
+    folder:Path,  # in the folder of the copies
+)->bool:
+    "Whether it is one that this module made, and nothing that somebody else put there."
+    return is_bundle_id(folder.name) or (folder.parent/f"{LOCK}{folder.name}").is_file()
+
 def drop_unused(
     root:BundlesOnS3,
     recent_s:float=RECENT_S,
 )->list[str]: # names of the copies that went
-    "Remove copies that were not used for long, and what killed processes left."
-    used = {p: p.stat().st_mtime for p in root.cache.glob("*/")}
-    old = [p for p in sorted(used, key=used.__getitem__, reverse=True) if used[p] < time.time() - recent_s]
-    begun = [p for p in old if p.name.startswith((BEGUN, GOING, ".saving-"))]
-    whole = [p for p in sorted(used, key=used.__getitem__, reverse=True) if not p.name.startswith(".")]
-    gone = [p for p in whole[root.keep:] if p in old]
-    for p in [*begun, *gone]: set_aside(p)
-    for p in gone: (root.cache/f"{LOCK}{p.name}").unlink(missing_ok=True)
-    return [p.name for p in gone]
+    "Remove copies that were not used for long, and what killed processes left; what somebody is at stays."
+    before, gone = time.time() - recent_s, []
+    for rest in root.cache.glob(".*/"):
+        if rest.name.startswith((BEGUN, GOING, ".saving-")) and used_at(rest) < before: set_aside(rest)
+    for copy in sorted(filter(is_copy, root.cache.glob("[!.]*/")), key=used_at, reverse=True)[root.keep:]:
+        with alone_with(root, copy.name, wait=False) as alone:
+            if not alone or used_at(copy) >= before: continue # it is being fetched, or was used since
+            set_aside(copy)
+            gone.append(copy.name)
+    return gone
 
 # %% ../nbs/60a_bundle_store.ipynb #2d68f4c3
 def bundle_at(

@@ -14,11 +14,13 @@ from s3 import KEY, SECRET, Gate, make_bucket, moto, section
 
 from app import following
 from app.following import Following, to_serve
+from reco import bundle_store
 from reco.bundle import BundleError, UnknownBundle, checksums
 from reco.bundle_store import (
     BundlesOnS3,
     NotNow,
     add_line,
+    alone_with,
     bundle_at,
     bundles_in,
     drop_unused,
@@ -121,15 +123,39 @@ def test_what_is_missing_cut_short_or_too_large_is_named(at, monkeypatch):
     with pytest.raises(BundleError, match="another bundle has that name"): put(here, here.cache / "large")
 
 
+def copies(here: BundlesOnS3) -> set[str]: return {p.name for p in here.cache.glob("*/")}
+
+
 def test_copies_that_nobody_used_go(at):
     here = at()
     here.keep = 2
-    made(here, "a", "b", "c", "d")
-    for n, name in enumerate("bacd"): os.utime(here.cache / name, (n + 1, n + 1))
-    (here.cache / ".fetching-x").mkdir()
-    os.utime(here.cache / ".fetching-x", (1, 1))
-    os.utime(here.cache / "a")
-    assert drop_unused(here) == ["c", "b"] and {p.name for p in here.cache.glob("*/")} == {"a", "d"}
+    a, b, c, d = names = [f"2026-05-0{n}T000000Z-{n:08x}" for n in range(1, 5)]
+    made(here, *names)
+    for n, name in enumerate((b, a, c, d)): os.utime(here.cache / name, (n + 1, n + 1))
+    for other in (".fetching-x", "lake"): # begun by a killed process, and somebody else's
+        (here.cache / other).mkdir()
+        os.utime(here.cache / other, (1, 1))
+    os.utime(here.cache / a)
+    assert drop_unused(here) == [c, b] and copies(here) == {a, d, "lake"}
+
+
+def test_a_copy_that_somebody_is_at_is_not_removed(at, monkeypatch):
+    here = at()
+    made(here, "a", "b", "c")
+    for name in "abc": bundle_at(here, name)
+    for name in "abc": os.utime(here.cache / name, (1, 1))
+    here.keep = 0
+    with alone_with(here, "a"):
+        before = {p.name: p.stat().st_ino for p in here.cache.glob(".lock-*")}
+        real = bundle_store.alone_with
+
+        def used_meanwhile(root, name, **how):
+            """Somebody asks for it between the look and the removal."""
+            if name == "b": os.utime(root.cache / name)
+            return real(root, name, **how)
+        monkeypatch.setattr(bundle_store, "alone_with", used_meanwhile)
+        assert drop_unused(here) == ["c"] and copies(here) == {"a", "b"}
+    assert drop_unused(here) == ["a"] and copies(here) == {"b"} and {p.name: p.stat().st_ino for p in here.cache.glob(".lock-*")} == before # whoever waits on one is still alone with it
 
 
 def test_publishing_and_going_back(at):
