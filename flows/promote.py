@@ -7,6 +7,7 @@ more is such a failure, unless `--force-reason "…"` says why to go on without 
 import json
 import sys
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import polars as pl
 from base import HERE, PROJECT, SETTINGS, TABLES, card_table, run_record, tell_mlflow
@@ -16,8 +17,8 @@ from metaflow import FlowSpec, Parameter, card, current, project, retry, schedul
 from metaflow.cards import Markdown
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
-from reco.bundle import BundleError
-from reco.bundle_store import bundle_at, bundles_root
+from reco.bundle import BundleError, UnknownBundle
+from reco.bundle_store import NotNow, bundle_at, bundles_root
 from reco.challenger import challenger_name, keep_report, promote
 from reco.data.lake import LakeError, open_lake
 from reco.model_card import model_card
@@ -46,7 +47,8 @@ class PromoteFlow(FlowSpec):
         self.challenger = self.bundle or challenger_name(ROOT)
         if not self.challenger: sys.exit(f"no challenger in {ROOT}: run `python flows/train.py run` first, or name a bundle with --bundle")
         try: bundle_at(ROOT, self.challenger)
-        except BundleError as e: sys.exit(f"challenger: {e}")
+        except (UnknownBundle, NotNow) as e: sys.exit(f"challenger: {e}")
+        except BundleError as e: refuse(self.challenger, self.champion, [f"files: {e}"])
         print(f"challenger {self.challenger}, champion {self.champion or 'none'}")
         self.next(self.judge)
 
@@ -73,16 +75,21 @@ class PromoteFlow(FlowSpec):
         """Publish the challenger, or end with what speaks against it; people are told either way."""
         from reco.evaluation.gates import failures
         if self.report is None: return print(f"nothing to do: {self.challenger} is served already")
-        about = {"bundle": self.challenger, "champion": self.champion}
-        if failed := failures(self.report):
-            refused = f"{self.challenger} is not promoted; {self.champion or 'nothing'} goes on:"
-            tell("promotion_refused", " ".join([refused, "; ".join(failed)]), about | {"failed": len(failed)}, f"promotion_refused/{self.challenger}/{self.champion}")
-            sys.exit("\n  ".join([refused, *failed]))
+        if failed := failures(self.report): refuse(self.challenger, self.champion, failed)
         try: done = promote(ROOT/self.challenger, self.champion, WHO, why(self.report), current.origin_run_id or current.run_id)
-        except BundleError as e: sys.exit(f"not promoted: {e}")
+        except BundleError as e: refuse(self.challenger, self.champion, [f"publication: {e}"])
         tell_mlflow(lambda: mirror(SETTINGS))
-        tell("bundle_published", f"{self.challenger} is served now, {self.champion or 'nothing'} was before", about, f"bundle_published/{self.challenger}/{current.origin_run_id or current.run_id}")
+        tell("bundle_published", f"{self.challenger} is served now, {self.champion or 'nothing'} was before", {"bundle": self.challenger, "champion": self.champion},
+             f"bundle_published/{self.challenger}/{current.origin_run_id or current.run_id}")
         print(f"published {done.bundle_id}; before it was {done.before or 'none'}" if done else f"nothing to do: this run has published {self.challenger} before")
+
+
+def refuse(challenger: str, champion: str, failed: list[str]) -> NoReturn:
+    """Tell what speaks against a challenger, each as `name: reason`, and end the run with it. The same names are told once."""
+    refused, names = f"{challenger} is not promoted; {champion or 'nothing'} goes on:", "+".join(f.partition(":")[0] for f in failed)
+    about = {"bundle": challenger, "champion": champion, "failed": len(failed)}
+    tell("promotion_refused", " ".join([refused, "; ".join(failed)]), about, f"promotion_refused/{challenger}/{champion}/{names}")
+    sys.exit("\n  ".join([refused, *failed]))
 
 
 def log_verdict(challenger: str, report: pl.DataFrame) -> None:
@@ -99,14 +106,14 @@ def snapshots_of(challenger: str) -> dict[str, str]:
 
 
 def case_of(challenger: str, champion: str, reason: str):
-    """Challenger, champion, limits, and the lake as the challenger's training saw it; ends the run when that state is gone."""
+    """Challenger, champion, limits, and the lake as the challenger's training saw it; a challenger whose state is gone is refused."""
     from reco.data.shop import index_shop
     from reco.evaluation.verdict import Case
     snapshots, lake = snapshots_of(challenger), open_lake(SETTINGS)
     try:
         tables = [lake.read(t, snapshots.get(t)) for t in TABLES]
         shop = index_shop(*(t.collect() for t in tables))
-    except LakeError as e: sys.exit(f"the lake that {challenger} was made from cannot be read: {e}; train again")
+    except LakeError as e: refuse(challenger, champion, [f"lake: the state that it was made from cannot be read: {e}; train again"])
     return Case(ROOT, challenger, champion, shop, tables[0], SETTINGS.gates, reason)
 
 

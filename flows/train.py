@@ -18,6 +18,7 @@ from base import (
     tell_mlflow,
 )
 from cluster import on_cluster
+from events import tell
 from metaflow import FlowSpec, card, current, namespaced_event_name, project, schedule, step, trigger
 from metaflow.cards import Image, Markdown, VegaChart
 
@@ -34,7 +35,7 @@ from reco.model_card import column_facts, data_facts, model_card, variety_facts
 from reco.moment import fit_moment, make_sources
 from reco.plots import frontier_figure, ndcg_figure
 from reco.provenance import git_sha, versions
-from reco.ranking.alarms import leak_report, stop_on_leaks
+from reco.ranking.alarms import LeakError, leak_report, stop_on_leaks
 from reco.ranking.examples import joined
 from reco.ranking.shapley import dependence_figure, importance, importance_figure, shapley
 from reco.ranking.training import cutoffs_of, examples_at, fit_surface
@@ -97,7 +98,7 @@ class TrainFlow(FlowSpec):
             if surface == "for_you":
                 self.alarms = leak_report(shop, self.cutoffs.validation, learnt, validation, self.settings)
                 for alarm in self.alarms.iter_rows(named=True): print("leak alarm {name}: {value:.4g}, limit {limit:.4g}".format(**alarm))
-                stop_on_leaks(self.alarms)
+                stop_and_tell(self.alarms)
             ranker, choice = fitted[surface] = fit_surface(surface, learnt, validation, self.settings)
             print(f"{surface}: {len(learnt.sizes):,} training lists, {choice}")
             if ranker: print(f"{surface}: {ranker.booster.num_trees()} trees on {len(ranker.features)} features")
@@ -148,6 +149,16 @@ class TrainFlow(FlowSpec):
 def moments_of(cutoffs: Cutoffs, asof: datetime) -> dict[str, datetime]:
     """Every moment at which the sources are fitted, by its name in the run; most events first."""
     return {"now": asof, "holdout": cutoffs.holdout, "validation": cutoffs.validation} | {f"train-{i}": c for i, c in reversed([*enumerate(cutoffs.train)])}
+
+
+def stop_and_tell(alarms: pl.DataFrame) -> None:
+    """End the run when a leak alarm went off, and tell people: a schedule that trains in vain has no other voice."""
+    try: stop_on_leaks(alarms)
+    except LeakError as e:
+        fired = alarms.filter(~pl.col("passed"))["name"].to_list()
+        tell("training_stopped", f"the training saw what it must not see, and made no challenger: {e}", {"alarms": len(fired)},
+             f"training_stopped/{current.origin_run_id or current.run_id}/{'+'.join(fired)}")
+        raise
 
 
 def figures_of(flow: TrainFlow, columns: pl.DataFrame) -> dict:

@@ -1,6 +1,9 @@
 """`flows/promote.py` as an operator runs it, and what it leaves behind: a publication, or a report that says why not."""
 
 import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from reco.bundle import BundleError, UnknownBundle, current_name
 from reco.challenger import challenger_name, kept_report, promote, set_challenger
 from reco.published import HISTORY, history, publish, rollback
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = "[gates]\nrequests = 10\nbuyers = 20\np50_ms = 5000\np99_ms = 20000\ntry_seconds = 200\n"
 
 
@@ -47,7 +51,77 @@ def test_a_good_challenger_is_published_once_and_a_damaged_one_never(trained, tm
     assert f"can be judged: none, limit none: {damaged}: wrong checksum: ['known.npy']" in refused.stdout
     assert not kept_report(root, damaged)["passed"] and current_name(root) == first and len(history(root)) == 3
     assert [(e["what"], e["key"]) for e in events(root)] == [("bundle_published", f"bundle_published/{first}/{report['run']}"),
-                                                             ("promotion_refused", f"promotion_refused/{damaged}/{first}")]
+                                                             ("promotion_refused", f"promotion_refused/{damaged}/{first}/can be judged")]
+
+
+# ---- what is told of a refusal --------------------------------------------------------------------------------------
+
+
+def in_flows(folder: Path, code: str) -> None:
+    """Run code beside the flows, with the settings of a folder."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RECO_", "METAFLOW_"))}
+    env = kept | {"RECO_SETTINGS": str(folder / "settings.ini"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "flows", env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+REFUSALS = """
+from types import SimpleNamespace
+import polars as pl
+from promote import PromoteFlow, refuse
+from reco.evaluation.gates import gate
+
+def ended(act, *args):
+    try: act(*args)
+    except SystemExit as e: return str(e)
+
+coverage, gini = "coverage: 0.1, limit 0.2: few items", "gini: 0.9, limit 0.8: always the same"
+for failed in ([coverage], [coverage.replace("0.1", "0.11")], [coverage, gini]): assert ended(refuse, "b", "a", failed).startswith("b is not promoted; a goes on:\\n  coverage: ")
+passed = SimpleNamespace(report=gate("better", True, "it is"), challenger="b", champion="c")
+assert "publication: b was judged against c, but a is served now" in ended(PromoteFlow._flow_cls.end, passed)
+"""
+
+
+def test_a_refusal_for_other_reasons_is_told(root):
+    (root / "settings.ini").write_text("[bundles]\nroot = bundles\n[tracking]\nenabled = false\n")
+    (root / "bundles").mkdir()
+    for p in [p for p in root.iterdir() if p.name not in ("settings.ini", "bundles")]: p.rename(root / "bundles" / p.name)
+    in_flows(root, REFUSALS)
+    assert [(e["what"], e["key"]) for e in events(root / "bundles")] == [("promotion_refused", f"promotion_refused/{k}") for k in ("b/a/coverage", "b/a/coverage+gini", "b/c/publication")]
+    assert "b was judged against c" in events(root / "bundles")[-1]["text"] and current_name(root / "bundles") == "a"
+
+
+def test_a_challenger_whose_lake_is_gone_is_refused_and_that_is_told(tmp_path):
+    (tmp_path / "settings.ini").write_text("")
+    root = tmp_path / "data" / "bundles"
+    (root / "b").mkdir(parents=True)
+    (root / "b" / "manifest.json").write_text(json.dumps({"snapshots": {"interactions": "7", "catalog": "7"}}))
+    set_challenger(root / "b")
+    for _ in range(2):
+        done = run_flow(tmp_path, "promote")
+        assert done.returncode == 1 and "b is not promoted; nothing goes on:" in done.stdout and "cannot be read: no table 'interactions'" in done.stdout, done.stdout
+    [event] = events(root)
+    assert (event["what"], event["key"]) == ("promotion_refused", "promotion_refused/b//lake") and "train again" in event["text"]
+
+
+LEAKS = """
+import polars as pl
+from train import stop_and_tell
+from reco.ranking.alarms import LeakError, line
+quiet, loud = line("shuffled labels", 0.1, 0.3), line("single feature planted", 0.99, 0.8)
+stop_and_tell(quiet)
+for _ in range(2):
+    try: stop_and_tell(pl.concat([quiet, loud]))
+    except LeakError: continue
+    raise AssertionError("it went on")
+"""
+
+
+def test_a_training_that_a_leak_alarm_stopped_is_told(tmp_path):
+    (tmp_path / "settings.ini").write_text("")
+    in_flows(tmp_path, LEAKS)
+    [event] = events(tmp_path / "data" / "bundles")
+    assert event["what"] == "training_stopped" and "single feature planted: 0.99 is above 0.8" in event["text"] and event["about"] == {"alarms": 1}
 
 
 # ---- the challenger and its publication ----------------------------------------------------------------------------
