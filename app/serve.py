@@ -19,7 +19,7 @@ from deltalake.exceptions import DeltaError
 from fastapi import FastAPI
 
 from app.contract import NotErased, NotFollowing, create_app
-from app.erase import erase_lake, forget
+from app.erase import erase_lake, forget, forget_aside
 from app.experimenting import Experimenting, Placed, experiments_of, released, seed_of, together
 from app.following import Following, Refusal, prepared, to_serve, try_out, whole
 from app.keys import Keys, KeysError, keys_for
@@ -190,8 +190,10 @@ class Replica:
     def erase(self, user_id: str) -> tuple[dict[str, int], bool]: # rows of each table, and whether the online store knew the shopper
         "The lake first: it is what everything else is made of; raises `NotErased`."
         try:
-            rows = erase_lake(load_settings(), [user_id])
-            return rows, bool(forget(self.store, [user_id]))
+            settings = load_settings()
+            rows, known = erase_lake(settings, [user_id]), bool(forget(self.store, [user_id]))
+            forget_aside(settings, self.store, [user_id])
+            return rows, known
         except (LakeError, DeltaError, StoreError, OSError) as e: raise NotErased(f"{type(e).__name__}: {e}") from e
 
     def store_answers(self) -> bool: # asked as a request would: not at all for a while after it was down

@@ -9,23 +9,25 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 import app.consumer
 from app.contract import create_app
-from app.erase import erase_lake
+from app.erase import erase_lake, erase_letters
 from app.serve import Replica, open_intake
 from app.shown import Shown, as_list, open_log
 from reco.data.bus import open_consumer
 from reco.data.lake import open_lake
+from reco.data.letters import forget_letters
 from reco.data.served import EVERY_S, SERVED, lists_section
-from reco.data.stream import BusError
+from reco.data.stream import BusError, Malformed, single_object_codec
 from reco.features.store import open_store
 from reco.monitoring.credit import outcomes_of
 from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem
-from reco.redis_server import disconnect, wait_until_ready
+from reco.redis_server import connect, disconnect, wait_until_ready
 from reco.schemas import EXPOSURES, conform
-from reco.settings import Served, Settings
+from reco.settings import Online, Served, Settings
 
 
 @pytest.fixture
@@ -46,12 +48,17 @@ def http(replica: Replica) -> TestClient:
     return TestClient(create_app(replica))
 
 
-def in_the_lake(replica: Replica) -> pl.DataFrame:
-    """The table of exposures once the real consumer has written everything that waits."""
+def taken_from_the_bus(replica: Replica) -> None:
+    """Let the real consumer write down everything that waits."""
     replica.log.flush()
     section, client = lists_section(replica.settings.stream, replica.settings.served), replica.store.client
     until = time.monotonic() + 30
     app.consumer.run(replica.settings, "t", lambda: not client.xlen(section.topic) and not client.xlen(replica.settings.stream.topic) or time.monotonic() > until)
+
+
+def in_the_lake(replica: Replica) -> pl.DataFrame:
+    """The table of exposures then."""
+    taken_from_the_bus(replica)
     return open_lake(replica.settings).read("exposures").collect()
 
 
@@ -189,6 +196,60 @@ def test_a_forged_list_goes_aside(http, replica):
     assert set(in_the_lake(replica)["user_id"]) == {"hal"}
     letters = [f[b"reason"].decode() for _, f in client.xrange(section.dead_letters)]
     assert len(letters) == 2 and "propensity not above 0 and at most 1" in letters
+
+
+def test_who_is_erased_is_in_no_dead_letter(http, replica, monkeypatch):
+    """What could not be used, of lists and of events, readable and not: over the real bus and consumer, then the command and the route."""
+    settings, client = replica.settings, replica.store.client
+    section, lists, codec = settings.stream, lists_section(settings.stream, settings.served), single_object_codec()
+    shown = lambda who: Shown(RecommendationRequest(who, 1, request_id=f"list for {who}"), RecommendationResponse([ScoredItem("x", 0.5, "als", 0.0)], "b", False),
+                              round(time.time() * 1000), 1.0)
+    for who in ("joan-of-arc", "joan", "kim"):
+        client.xadd(lists.topic, {"event": SERVED.encode(as_list(shown(who)))})
+        client.xadd(section.topic, {"event": codec.encode({"event_id": f"e {who}", "ts": 2**42, "user_id": who, "item_id": "i", "event": "view"})})  # of the future
+        for topic in (lists.topic, section.topic): client.xadd(topic, {"event": f"no Avro, from {who}".encode()})
+    taken_from_the_bus(replica)
+    dead = section.dead_letters, lists.dead_letters
+    left = lambda: [fields[b"data"] for stream in dead for _, fields in client.xrange(stream)]
+    assert len(left()) == 12 and all(b"kim" in client.dump(stream) for stream in dead)
+    assert erase_letters(settings, ["kim", "nobody"]) == dict.fromkeys(dead, 2)
+    assert len(left()) == 8 and not any(b"kim" in client.dump(stream) for stream in dead)
+    monkeypatch.setattr("app.serve.load_settings", lambda: settings)
+    assert http.delete("/users/v1/joan-of-arc").status_code == 200
+    assert len(left()) == 4 and not any(b"joan-of-arc" in client.dump(stream) for stream in dead) and sum(b"joan" in x for x in left()) == 4
+    assert erase_letters(settings, ["joan"]) == dict.fromkeys(dead, 2) and not left()
+    client.xadd(section.topic, {"event": b"a later one"})
+    taken_from_the_bus(replica)
+    assert left() == [b"a later one"]
+    kafka = settings.model_copy(update={"stream": section.model_copy(update={"bus": SecretStr("kafka://nowhere:9092")})})
+    assert erase_letters(kafka, ["kim"]) is None
+
+
+def test_letters_that_come_while_some_are_removed_stay(tmp_path):
+    """And an end in the middle leaves all of them."""
+    client, after = connect(Online(), tmp_path), []
+    put = lambda who, n: [client.xadd("dead", {"data": f"no Avro {who} {k}".encode()}) for k in range(n)]
+    for _ in range(3): put("ann", 400), put("bob", 400)
+    before = [f[b"data"] for _, f in client.xrange("dead") if b"bob" in f[b"data"]]
+
+    def slow(data: bytes) -> dict:
+        if len(after) < 30 and b"ann 399" in data:  # the first look, and then while it is copied
+            after.append(put("bob", 1))
+            after.append(put("ann", 1))
+        raise Malformed("not an event", "")
+    assert forget_letters(client, "dead", {"ann"}, slow) >= 1_200
+    data = [f[b"data"] for _, f in client.xrange("dead")]
+    assert after and data[: len(before)] == before and len(data) == len(before) + len(after) // 2 and not [d for d in data if b"ann" in d]
+    assert not client.exists("dead:kept") and b"ann" not in client.dump("dead")
+    put("ann", 700)
+
+    def broken(data: bytes) -> dict:
+        if data.endswith(b"ann 650"): raise RuntimeError("killed")
+        raise Malformed("not an event", "")
+    with pytest.raises(RuntimeError): forget_letters(client, "dead", {"an"}, lambda d: broken(d) if client.exists("dead:kept") else slow(d))
+    assert client.xlen("dead") == len(data) + 700
+    assert forget_letters(client, "dead", {"ann"}, SERVED.decode) == 700 and [f[b"data"] for _, f in client.xrange("dead")] == data
+    disconnect(client)
 
 
 def test_consumers_end_together(replica, monkeypatch):
