@@ -2,7 +2,8 @@
 
 In-process with the quotas of the settings, and with larger ones for 300 candidates. The endpoint is started as in production (`python -m
 app.serve`: HAProxy, both speed switches, an embedded Redis with everybody's past), once with each list made anew, once with finished lists
-kept. Load is wrk's, closed loop, turn and turn about with the handler that does nothing, on the same machine. The shop is simulated. What
+kept. The serve log, which writes every list down, is turned on and off in one process, turn and turn about, without a pause between two requests: nothing is left
+over for the thread that sends. Load is wrk's, closed loop, turn and turn about with the handler that does nothing, on the same machine. The shop is simulated. What
 it leaves out: a network, more replicas than one, and shoppers who do something between two requests (`p2_freshness`).
 """
 
@@ -26,6 +27,7 @@ from starlette.testclient import TestClient
 
 from app.contract import create_app
 from app.serve import Replica
+from app.shown import Shown, open_log
 from benchmarks.base import percentiles
 from benchmarks.endpoint import (
     NOTHING,
@@ -43,6 +45,7 @@ from benchmarks.endpoint import (
 from benchmarks.pipeline import measure
 from reco.bundle import ModelBundle, load_bundle, save_bundle
 from reco.candidates.base import CandidateSource
+from reco.data.served import lists_section
 from reco.features.store import OnlineStore, Past
 from reco.moment import ranker_rows
 from reco.pipeline import RecommendationRequest, UserEvent, recommend, request_history
@@ -115,6 +118,40 @@ def alone(shop: Made, n: int) -> list[dict]:
     if store.breaker.unanswered: raise NotServed(f"the online store left {store.breaker.unanswered} questions without an answer")
     store.close()
     return rows
+
+
+TURN = 1_000  # requests before the serve log is turned on or off: seconds, in which the thread that sends gets its quarter-second rounds
+
+
+def noting(shop: Made, n: int) -> list[dict]:
+    """What the serve log takes from an answer: a request as the contract handles it, lists written down or not, turn and turn about."""
+    bundle, store, settings, lost = load_bundle(shop.bundle_folder()), shop.store(), shop.settings(), []
+    log, seconds = open_log(settings, lost.append), {True: [], False: []}
+    topic, asked = lists_section(settings.stream, settings.served).topic, [RecommendationRequest(u, K) for u in (shop.users * (n // len(shop.users) + 1))[:n]]
+
+    def answer(request: RecommendationRequest, on: bool) -> None:
+        began = time.perf_counter()
+        found = recommend(request, bundle, store)
+        if on: log.note(Shown(request, found, time.time_ns() // 1_000_000, 1000 * (time.perf_counter() - began)))
+    for request in asked[:20]: answer(request, False)
+    before, noted = store.client.xlen(topic), 0
+    for k in range(0, n, TURN):
+        for on in (True, False) if k // TURN % 2 else (False, True):
+            some = [replace(r, request_id=f"{k}-{i}") for i, r in enumerate(asked[k:k + TURN])]
+            for r in some:
+                began = time.perf_counter()
+                answer(r, on)
+                seconds[on].append(time.perf_counter() - began)
+            if on: noted += len(some)
+            log.flush()  # what a turn leaves over is not the next one's to bear
+    log.close()
+    kept = store.client.xlen(topic) - before
+    store.client.xtrim(topic, maxlen=0, approximate=False)
+    store.close()
+    if lost or kept != noted: raise NotServed(f"{noted} lists were noted, {kept} are on the bus, {sum(lost)} were lost")
+    of = {on: percentiles(x) for on, x in seconds.items()}
+    ratio = {p.replace("ms", "ratio"): round(of[True][p] / of[False][p], 3) for p in ("p50_ms", "p99_ms")}
+    return [row("reco", "in-process, lists not written down", of[False]), row("reco", "in-process, lists written down", of[True] | ratio)]
 
 
 def in_a_process(job: Callable[..., list[dict]], *args: object) -> list[dict]:
@@ -247,8 +284,8 @@ def parser() -> argparse.ArgumentParser:
 def measured(args: argparse.Namespace) -> list[dict]:
     """Make the shop, measure alone, then over HTTP."""
     with shop_of(args, args.asking) as shop, TemporaryDirectory() as scripts:
-        if args.quick: return alone(shop, 50) + through_the_app(shop, 30) + large(shop, 2, 20)
-        rows = in_a_process(alone, shop, 2_000) + (large(shop, args.copies, 2_000) if args.copies > 1 else [])
+        if args.quick: return alone(shop, 50) + noting(shop, 100) + through_the_app(shop, 30) + large(shop, 2, 20)
+        rows = in_a_process(alone, shop, 2_000) + in_a_process(noting, shop, 8_000) + (large(shop, args.copies, 2_000) if args.copies > 1 else [])
         for keep_s in () if args.alone else dict.fromkeys((0, args.keep)): rows += over_http(shop, args.seconds, Path(scripts), keep_s)
     return rows
 
