@@ -16,7 +16,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test prepare lab ingest train promote report monitor kpis search batch materialize argo serve app bench services lock clean
+.PHONY: help demo test prepare lab ingest train promote report monitor kpis whatif search batch materialize argo serve app bench services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ monitor: $(STAMP) ## hold the last days beside what the champion learned from; t
 
 kpis: $(STAMP) ## what the lists earned in the last days, and what experiments say
 	@exec $(BIN)/python flows/kpis.py run
+
+whatif: $(STAMP) ## what other strengths of exploration would have earned, from the lists that were shown
+	@exec $(BIN)/python -m app.what_if
 
 search: $(STAMP) ## better settings, found on validation: a proposal for a person to read
 	@exec $(BIN)/python flows/search.py run

@@ -332,7 +332,7 @@ def policies(tests: int, requests: int, seed: int) -> list[dict]:
             frame = pl.DataFrame({"request_id": np.repeat(n, w.slots), "user_id": np.repeat(user, w.slots), "rank": np.tile(np.arange(w.slots), requests),
                                   "propensity": p.ravel(), "reward": clicks.ravel().astype(float)})
             log = slates(frame)
-            t = at_epsilon(log, 0.33, epsilon, w.keep)
+            t = at_epsilon(log, 0.33, epsilon)
             if epsilon: t = type(t)(target[user[:, None], np.arange(w.slots), items], t.kind, t.drawn)
             answers = off_policy(log, t)
             naive = clicks.sum(axis=1).mean()

@@ -618,17 +618,17 @@ def test_targets_are_read_from_the_propensities():
     s = slates(log)
     item = log["item"].to_numpy().reshape(-1, 4)
     for new in (0, 0.1, EPSILON, 0.9):
-        t = at_epsilon(s, EPSILON, new, KEEP)
+        t = at_epsilon(s, EPSILON, new)
         q = np.where(item == 8, 0.25, 0.75) * new / 3
         assert np.array_equal(t.kind, (item >= 8).astype(int))
         assert np.allclose(t.probability, np.where(item >= 8, q, np.where(np.arange(4) < KEEP, 1, 1 - new / 3)))
-    with pytest.raises(ValueError, match="cannot come from epsilon = 0.1"): at_epsilon(s, 0.1, 0.2, KEEP)
-    with pytest.raises(ValueError, match="epsilon must be"): at_epsilon(s, 0, 0.2, KEEP)
+    with pytest.raises(ValueError, match="cannot come from epsilon = 0.1"): at_epsilon(s, 0.1, 0.2)
+    with pytest.raises(ValueError, match="epsilon must be"): at_epsilon(s, 0, 0.2)
 
 
 def test_a_guess_has_not_seen_its_own_shoppers():
     s = slates(served(300, 19))
-    t = at_epsilon(s, EPSILON, 0.5, KEEP)
+    t = at_epsilon(s, EPSILON, 0.5)
     even = s.user % 2 == 0
     other = replace(s, reward=np.where(even[:, None], 1 - s.reward, s.reward))
     for before, after in zip(slot_guesses(s, t), slot_guesses(other, t), strict=True):
@@ -640,7 +640,7 @@ def test_estimates_find_the_truth(new):
     found = []
     for seed in range(24):
         s = slates(served(400, 1_000 + seed))
-        found.append(off_policy(s, at_epsilon(s, EPSILON, new, KEEP)).select("value", "low", "high", "gain", "gain_low", "gain_high").to_numpy())
+        found.append(off_policy(s, at_epsilon(s, EPSILON, new)).select("value", "low", "high", "gain", "gain_low", "gain_high").to_numpy())
     x, truth, gain = np.array(found), earned(new), earned(new) - earned(EPSILON)  # [logs, methods, numbers]
     for j in range(3):
         assert abs(x[:, j, 0].mean() - truth) < 4 * x[:, j, 0].std() / np.sqrt(len(x))
@@ -651,7 +651,7 @@ def test_estimates_find_the_truth(new):
 
 def test_shoppers_make_the_interval_wider():
     s = slates(served(3_000, 15, shoppers=60))
-    t = at_epsilon(s, EPSILON, EPSILON, KEEP)
+    t = at_epsilon(s, EPSILON, EPSILON)
     wide, narrow = off_policy(s, t).row(0, named=True), ips(s.reward, t.probability, s.propensity)
     assert wide["value"] == pytest.approx(narrow.value) and wide["high"] - wide["low"] > 1.3 * (narrow.high - narrow.low)
     one_each = Target(t.probability, t.kind, t.drawn)
@@ -661,7 +661,7 @@ def test_shoppers_make_the_interval_wider():
 
 def test_it_refuses_what_the_log_cannot_know():
     s = slates(served(500, 16))
-    t = at_epsilon(s, EPSILON, 0.5, KEEP)
+    t = at_epsilon(s, EPSILON, 0.5)
     blind = t.probability.copy()
     blind[:, 0] = 0
     for p, says in ((blind, r"shown 7\d\.\d% of what"), (np.zeros_like(blind), r"shown 0\.0% of what")):
