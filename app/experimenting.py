@@ -127,7 +127,7 @@ class Experimenting:
     def look(self) -> None:
         "Read the file if it is another, load what variants serve, and make what can be asked for; raises whatever goes wrong."
         if (mark := self._mark()) != self.seen: self._read(mark)
-        wanted = {v.serve for e in self.book.experiment for v in e.variant} - {"champion", NON_PERSONALISED}
+        wanted = {self.book.holdout_serve, *(v.serve for e in self.book.experiment for v in e.variant)} - {"champion", NON_PERSONALISED}
         for serve in set(self.others) - wanted: self._let_go(serve)
         lacking = [e for serve in sorted(wanted) if (e := self._have(serve))]
         ahead = [side for arms in combinations_of(self.book) for side in (arms, other_side(arms)) if side] if (bundle := self.champion()) else []
@@ -151,7 +151,7 @@ class Experimenting:
     def _read(self, mark: tuple[int, int]) -> None:
         self.seen = mark # a bad file is read again when it changes
         self.book = experiments_of(self.settings)
-        self.plan = (Assigner(self.book), {}) if self.book.experiment else None
+        self.plan = (Assigner(self.book), {}) if self.book.experiment or self.book.holdout else None
 
     def _have(self, serve: str) -> Exception | None: # why it is not there, or not the newest
         try: self._load(serve)

@@ -100,6 +100,7 @@ def counted(lake, snapshots: dict[str, str], now: datetime, days: int, late: lis
         complete,
         day_by_day,
         days_until,
+        holdout_of,
         kpis_by_day,
         retention_by_day,
         rows_of,
@@ -109,7 +110,7 @@ def counted(lake, snapshots: dict[str, str], now: datetime, days: int, late: lis
     exposures, events, catalog = (lake.read(t, snapshots[t]).filter(pl.col("ts") < now) if t != "catalog" else lake.read(t, snapshots[t]) for t in TABLES)
     midnight, window = datetime.combine(now.date(), time(), UTC), timedelta(hours=K.window_hours)
     wanted = {*late, *days_until(first_day(now, days), now)}
-    running = [e for e in book.experiment if e.window[0] < epoch_ms(now)]
+    running = [e for e in (*book.experiment, *holdout_of(book)) if e.window[0] < epoch_ms(now)]
     oldest = epoch_ms(midnight - timedelta(days=K.experiment_days)) # an experiment without a first day began long ago
     read_from = [(datetime.fromtimestamp(max(e.window[0], oldest)/1000, UTC) - BEFORE).date() for e in running]
     nothing = outcomes_of(EXPOSURES.empty(), INTERACTIONS.empty(), window)

@@ -20,6 +20,7 @@ from reco.monitoring.days import (
     complete,
     day_by_day,
     days_until,
+    holdout_of,
     items_before,
     keep_days,
     kpis_by_day,
@@ -78,18 +79,21 @@ def test_variety_is_what_counting_by_hand_gives(touched, shown):
     assert found["novelty"] == pytest.approx(np.mean([-math.log2(max(touches[i], 1) / total) for i in known]))
 
 
-def traffic(days: int = 4, users: int = 60, seed: int = 1, lift: float = 0.0, book: Experiments | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Lists of three on each day, a click on some, a purchase an hour after half of the clicks; with an experiment where one is given."""
+def traffic(days: int = 4, users: int = 60, seed: int = 1, lift: float = 0.0, book: Experiments | None = None, held: tuple[float, float] | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Lists of three on each day, a click on some, a purchase an hour after half of the clicks; with an experiment where one is given. With `held` shoppers come on some days only:
+    chances of that and of a click of the holdout from the third day on, as multiples of everybody else's."""
     rng, by, shown, did = np.random.default_rng(seed), Assigner(book or Experiments()), [], []
     for d in range(days):
         for u in range(users):
             name, when = f"r{d}-{u}", at(24 * d + 12) + timedelta(seconds=u)
+            worse = held if held and d >= 2 and by.held_out(f"u{u}") else (1, 1)
+            if held and rng.random() > 0.3 * worse[0]: continue
             variant = label(by.arms(f"u{u}", round(when.timestamp() * 1000), "for_you")) or None
             for rank in range(3):
                 item = f"i{rng.integers(20)}-{rank}"
                 shown.append({"request_id": name, "ts": when, "user_id": f"u{u}", "surface": "for_you", "rank": rank + 1, "item_id": item, "bundle": "b",
                               "source": ("als", "recent")[u % 2], "variant": variant})
-                if rng.random() > 0.2 * (1 + lift * ("new" in (variant or ""))): continue
+                if rng.random() > 0.2 * (1 + lift * ("new" in (variant or ""))) * worse[1]: continue
                 event = lambda kind, minutes, w=when, i=item, n=name, who=u, **more: did.append(
                     {"event_id": f"{kind} {n} {i}", "ts": w + timedelta(minutes=minutes), "user_id": f"u{who}", "item_id": i, "event": kind} | more)
                 event("click", 1, request_id=name)
@@ -245,6 +249,29 @@ def test_an_experiment_with_a_difference_is_found_and_one_without_is_not():
         assert says["shoppers"].max() + says.filter(metric="CTR")["shoppers"][0] > 300
 
 
+def test_the_holdout_is_held_beside_everybody_else():
+    """Planted: everybody else comes and clicks more often than the holdout; and in another shop no more than the holdout does."""
+    book = Experiments(holdout=0.3, holdout_from=at(24 * 2), experiment=(running(),))
+    [held], by = holdout_of(book), Assigner(book)
+    for worse, wanted in (((0.6, 0.5), "ahead"), ((1.0, 1.0), "not decided")):
+        shown, did = traffic(16, 500, 4, 0.0, book, worse)
+        outcomes = outcomes_of(shown, did, DAY)
+        parts = [rows_of(held, day) for day in (outcomes.filter(pl.col("ts").dt.date() == d) for d in outcomes["ts"].dt.date().unique().sort())]
+        table, why = readout_of(held, *map(pl.concat, zip(*parts, strict=True)))
+        assert not why and table["variant"].unique().to_list() == ["everybody_else"]
+        says = dict(table.select("metric", "verdict").rows())
+        assert set(says) == {"CTR", "CVR", "AOV", "revenue_per_shopper", "retention_7d"}
+        assert [says[m] for m in ("CTR", "revenue_per_shopper", "retention_7d")] == [wanted] * 3 and says["AOV"] == says["CVR"] == "not decided"
+        plain = {r["metric"]: r for r in readout_of(held, *(pl.concat(p) for p in ([p[0] for p in parts], [p[1].clear() for p in parts])))[0].iter_rows(named=True)}
+        since = outcomes.filter(pl.col("ts") >= at(48))
+        sides = {name: since.filter([by.held_out(u) == (name == "control") for u in since["user_id"]]) for name in ("control", "value")}
+        for name, side in sides.items(): assert plain["CTR"][name] == pytest.approx(side["click"].mean()) and plain["revenue_per_shopper"][name] == pytest.approx(side["revenue"].sum() / side["user_id"].n_unique())
+        for name, side in sides.items():  # by hand: who came back within a week, of those whose week is over
+            days = {u: sorted(set(d)) for u, d in side.group_by("user_id").agg(pl.col("ts").dt.date()).rows()}
+            over = [d for d in days.values() if d[0] + 7 * DAY <= since["ts"].max().date()]
+            assert plain["retention_7d"][name] == pytest.approx(np.mean([any(d[0] < x <= d[0] + 7 * DAY for x in d) for d in over])) and 100 < len(over) < 500
+
+
 def test_only_its_own_time_and_surfaces_count():
     e = running(**{"from": at(48).isoformat(), "until": at(96).isoformat(), "surfaces": ["for_you"]})
     shown, did = traffic(6, 100, 3, 0.0, Experiments(experiment=(running(),)))
@@ -277,7 +304,7 @@ EXPERIMENT = '[[experiment]]\nname = "lists"\n[[experiment.variant]]\nname = "ol
 
 def test_the_flow_as_an_operator_runs_it(tmp_path):
     (tmp_path / "settings.ini").write_text("[lake]\nroot = lake\n[monitor]\ntextfile = figures/reco.prom\n[experiments]\nfile = experiments.toml\n")
-    (tmp_path / "experiments.toml").write_text(EXPERIMENT)
+    (tmp_path / "experiments.toml").write_text("holdout = 0.1\n" + EXPERIMENT)
     lake = Lake(tmp_path / "lake")
     refused = run_flow(tmp_path, "kpis")
     assert refused.returncode == 1 and "no exposures, interactions, catalog" in refused.stdout
@@ -304,7 +331,9 @@ def test_the_flow_as_an_operator_runs_it(tmp_path):
     figures = (tmp_path / "figures" / "reco_kpis.prom").read_text() # of the last day whose purchases are complete
     of_may_3 = whole.filter(day=date(2026, 5, 3))["CTR"].item()
     assert f'reco_kpi_ctr_ratio{{surface="all"}} {of_may_3}' in figures and f'reco_kpi_ctr_ratio{{surface="for_you"}} {of_may_3}' in figures
-    says = lake.read("readouts").collect().filter(metric="CTR").row(0, named=True)
+    held = lake.read("readouts").collect().filter(experiment="holdout")
+    assert set(held["metric"]) == {"CTR", "CVR", "AOV", "revenue_per_shopper", "retention_7d"} and "experiment holdout: everybody_else, CTR: " in done.stdout
+    says = lake.read("readouts").collect().filter(metric="CTR", experiment="lists").row(0, named=True)
     assert says["moved"] == 1 and says["verdict"] == "ahead" and says["day"] == date(2026, 5, 6) and "experiment lists: new, CTR: ahead" in done.stdout
     varied, back = lake.read("variety").collect(), lake.read("retention").collect()
     assert set(varied.filter(dimension="surface")["value"]) == {"for_you"} and set(varied.filter(dimension="variant")["value"]) == {"lists=new", "lists=old"}

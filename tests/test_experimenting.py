@@ -219,6 +219,25 @@ def test_without_a_file_nothing_is_said_and_nobody_is_assigned(place):
     assert idle.place(RecommendationRequest("u"), shop.replica.bundle).label is None
 
 
+def test_the_holdout_keeps_the_bundle_of_its_first_day(place, store):
+    shop = place()
+    old = shop.save(3).name
+    held = f'holdout = 0.5\nholdout_from = 2026-01-01T00:00:00Z\nholdout_serve = "{old}"\n'
+    shop.write(held + VARIETY)
+    shop.trying.look()
+    by, seen = Assigner(read_experiments(shop.file)), Counter()
+    for user in sorted(store.user_ids())[:40]:
+        answer, items = shop.ask(user)
+        kept = by.held_out(user)
+        assert (answer.headers["x-variant"] == "holdout=held_out") == kept and answer.headers["x-bundle-id"] == (old if kept else shop.replica.bundle_id)
+        if kept: assert items == expected(load_bundle(shop.root / old), store, user)
+        seen[kept] += 1
+    assert min(seen.values()) > 10
+    shop.write(held.replace("2026-01-01", "2099-01-01"))
+    shop.trying.look()
+    assert not any("x-variant" in shop.ask(u)[0].headers for u in sorted(store.user_ids())[:10])
+
+
 def test_anonymous_visits_are_in_no_experiment(place):
     shop = place(VARIETY)
     visit = shop.http.post("/recommendations/v1/session", json={"k": 3})

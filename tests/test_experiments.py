@@ -142,6 +142,18 @@ def test_the_holdout_is_in_nothing_and_the_same_for_all():
     assert all(wider.held_out(u) for u, h in zip(USERS, held, strict=True) if h)
 
 
+def test_the_holdout_may_keep_what_it_has_and_has_a_first_day():
+    book = Experiments(holdout=0.3, holdout_from="2026-01-01T00:00:00Z", holdout_serve="a-bundle", experiment=(pair("one"), pair("deaf", heeds_holdout=False)))
+    by, day = Assigner(book), epoch_ms(book.holdout_from)
+    before, after = (arms(book, USERS, t) for t in (day - 1, day))
+    for u, b, a in zip(USERS, before, after, strict=True):
+        assert b.startswith("one=") and (a == f"holdout=held_out {b.split()[1]}" if by.held_out(u) else a == b)
+    held = next(u for u in USERS if by.held_out(u))
+    assert served_by(by.arms(held, day, "for_you")) == "a-bundle" and not changes_of(by.arms(held, day, "for_you"))
+    for bad, says in (({"holdout_serve": "challenger"}, "a challenger changes too"), ({"experiment": (pair("holdout"),)}, "no experiment can be called 'holdout'")):
+        with pytest.raises(ValueError, match=says): Experiments(**bad)
+
+
 def test_nobody_is_in_two_experiments_of_a_group():
     one, two = (pair(n, group="g", begin=b, share=s, weight=0.5) for n, b, s in (("one", 0, 0.3), ("two", 0.3, 0.7)))
     seen = arms(Experiments(experiment=(one, two)), USERS)
