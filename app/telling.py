@@ -14,6 +14,7 @@ from reco.tracking import begun
 
 log = logging.getLogger("reco.serve")
 MIRROR_S = 300 # MLflow has so long; the daily upkeep makes good what was missed
+MIRROR = "import os; os.nice(10); import sys; sys.argv = ['app.bundle', 'mirror']; from app.bundle import main; sys.exit(main())" # requests come first
 
 def event_of(
     done: Publication,
@@ -36,7 +37,7 @@ def tell_people(
 def mirror_apart() -> str: # what went wrong; empty when all went well
     "Let a process of its own move MLflow's aliases: importing MLflow takes seconds in which a replica would answer nobody."
     env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)}
-    try: ended = subprocess.run([sys.executable, "-m", "app.bundle", "mirror"], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MIRROR_S)
+    try: ended = subprocess.run([sys.executable, "-c", MIRROR], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MIRROR_S)
     except (OSError, subprocess.TimeoutExpired) as e: return f"MLflow was not told: {type(e).__name__}"
     return "" if ended.returncode == 0 else (ended.stderr.strip().splitlines() or ["MLflow was not told"])[-1].removeprefix("warning: ")
 
