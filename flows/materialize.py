@@ -1,6 +1,6 @@
 """Lake and bundle → online store. `python flows/materialize.py run`, after training and whenever the lake has grown."""
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 from base import HERE, PROJECT, SETTINGS, TABLES, card_table, run_record
@@ -46,6 +46,7 @@ class MaterializeFlow(FlowSpec):
             materialize_pasts,
             materialize_rows,
             materialized,
+            note_rows,
             version_of,
         )
         from reco.published import served_at
@@ -66,6 +67,7 @@ class MaterializeFlow(FlowSpec):
             materialize_rows(store, bundle, self.version, rows, epoch_ms(self.asof))
             self.parts += [{"part": "features", "shoppers": None, "events": None, "new": None, "items": len(rows),
                             "seconds": time.perf_counter() - began}]
+        note_rows(lake, bundle.id, self.version, datetime.now(UTC), epoch_ms(self.asof)) # also what a run activated that was killed just then
         self.forgotten = forget_live(store, bundle)
         store.close()
         self.next(self.end)
