@@ -14,6 +14,11 @@ FIGURES = {  # of `figures` in reco.monitoring.facts → name and meaning here
     "share of items in stock": ("items_in_stock_ratio", "Share of items that can be bought"), "share of new items": ("new_items_ratio", "Share of items that came within the window"),
     "coverage of the lists": ("list_coverage_ratio", "Share of the catalogue that the champion's lists show")}
 
+SKEW = {  # of `skew_figures` in reco.monitoring.skew → name and meaning here
+    "requests": ("requests", "Logged requests that were answered again"), "different": ("score_ratio", "Share of their items whose score is another one, or that are no candidates"),
+    "absent": ("absent_items_ratio", "Share of their items that are not on the list now"), "same_lists": ("same_lists_ratio", "Share of the lists that are the same, item by item"),
+    "agreement": ("order_ratio", "Share of the pairs of items on both lists that stand in the same order")}
+
 KPIS = {  # column of `kpi_table` in reco.monitoring.kpis → name and meaning here
     "CTR": ("ctr_ratio", "Exposures that were clicked, of all"), "cart_rate": ("cart_ratio", "Clicked exposures whose item was then put in the cart"),
     "CVR": ("cvr_ratio", "Clicked exposures whose item was then bought"), "AOV": ("order_value", "What the lists' items brought in an order, in the shop's currency"),
@@ -30,8 +35,8 @@ def reason_of(name: str) -> str:
 
 
 def figures_of_day(now: datetime, drift: pl.DataFrame, deciding: pl.DataFrame, limits: tuple[float, float], reasons: pl.DataFrame, retrain: bool,
-                   figures: pl.DataFrame, daily: pl.DataFrame) -> CollectorRegistry:
-    """Drift by table, the verdict and the shop's figures; what has no value is not there. `limits` are [monitor] psi and chance."""
+                   figures: pl.DataFrame, daily: pl.DataFrame, skew: tuple[dict[str, float], dict[str, int], float] | None = None) -> CollectorRegistry:
+    """Drift by table, the verdict, the shop's figures and the skew; what has no value is not there. `limits` are [monitor] psi and chance, `skew` what was found, what was excluded, and [monitor] skew."""
     registry = CollectorRegistry()
     gauge = lambda name, about, labels=(): Gauge(f"reco_{name}", about, labels, registry=registry)
     gauge("monitor_timestamp_seconds", "The moment from which the run looked back").set(now.timestamp())
@@ -48,7 +53,17 @@ def figures_of_day(now: datetime, drift: pl.DataFrame, deciding: pl.DataFrame, l
     asking = {reason_of(n) for n in reasons.filter("asks")["name"]}
     for r in REASONS: speaks.labels(r).set(r in asking)
     shop_figures(gauge, figures, daily.filter(pl.col("day") < now.date()))
+    if skew: skew_gauges(gauge, *skew)
     return registry
+
+
+def skew_gauges(gauge, found: dict[str, float], excluded: dict[str, int], limit: float) -> None:
+    """What came of answering logged requests again, and how many lists could not be."""
+    for name, (short, about) in SKEW.items():
+        if (value := found.get(name)) is not None: gauge(f"skew_{short}", about).set(value)
+    gauge("skew_limit_ratio", "The limit of the share of items with another score, [monitor] skew").set(limit)
+    left = gauge("skew_excluded_lists", "Lists that cannot be made again", ["reason"])
+    for reason, n in excluded.items(): left.labels(reason).set(n)
 
 
 def shop_figures(gauge, figures: pl.DataFrame, daily: pl.DataFrame) -> None:

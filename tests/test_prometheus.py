@@ -30,6 +30,7 @@ from reco.monitoring.decision import by_age, by_drift, by_metric, decide
 from reco.monitoring.drift import DRIFT
 from reco.monitoring.facts import Stretch, facts, figures
 from reco.monitoring.kpis import KPIS
+from reco.monitoring.skew import AGAIN, WHY_NOT, Compared, skew_figures
 from reco.pipeline import STAGES, RecommendationRequest, answer, response
 from reco.reranking.rulebook import SURFACES
 from reco.reranking.rules import FATES
@@ -65,7 +66,8 @@ def of_a_day(columns: int = 1, age: float = 40, coverage: float | None = None) -
     reasons = [by_drift(asked, .2, .001), by_metric("conversion of visits", daily, days[20], .1), by_age(age, 30)]
     shop = pl.DataFrame([(n, 1., coverage if n == "coverage of the lists" else 2.) for n in made.FIGURES], schema=["figure", "before", "now"], orient="row")
     verdict = decide(reasons, None, NOW, 7)
-    return made.figures_of_day(NOW, drift, asked, (.2, .001), verdict.reasons, verdict.retrain, shop, daily)
+    skew = {"requests": 30., "items": 300., "different": .02, "absent": .1, "same_lists": .7, "agreement": .9}
+    return made.figures_of_day(NOW, drift, asked, (.2, .001), verdict.reasons, verdict.retrain, shop, daily, (skew, {"context": 7}, .05))
 
 
 def of_lists() -> CollectorRegistry:
@@ -166,6 +168,7 @@ def test_the_page_lists_the_values_of_every_label(families):
     assert values["rule"] >= set(FATES[2:])
     reasons = set(re.findall(r"`([^`]+)`", rows["reason (retrain)"]))
     assert reasons == set(textfile().REASONS)
+    assert set(re.findall(r"`([^`]+)`", rows["reason (skew)"])) == set(WHY_NOT)
 
 
 def test_every_alert_is_explained_with_its_severity():
@@ -327,6 +330,7 @@ def test_what_a_run_found_is_in_the_file(tmp_path):
     assert value("reco_kpi_visit_conversion_ratio") == .01 and value("reco_kpi_visit_conversion_visits") == 900  # today is not over
     assert value("reco_kpi_visit_conversion_timestamp_seconds") == datetime(2026, 5, 1, tzinfo=UTC).timestamp()
     assert value("reco_shop_items", {"period": "recent"}) == 2 and value("reco_shop_list_coverage_ratio", {"period": "recent"}) is None
+    assert value("reco_skew_score_ratio") == .02 and value("reco_skew_limit_ratio") == .05 and value("reco_skew_excluded_lists", {"reason": "context"}) == 7
     path = tmp_path / "new" / "reco.prom"
     assert textfile().write_figures(path, registry) == "" and path.read_bytes() == generate_latest(registry)
     assert [p.name for p in path.parent.iterdir()] == ["reco.prom"] and path.stat().st_mode & 0o777 == 0o644
@@ -353,6 +357,11 @@ def test_every_figure_that_the_run_works_out_has_a_name(trained):
     last = Stretch(END - timedelta(days=7), END, timedelta(days=7))
     found = facts(trained.sim.interactions.lazy(), trained.sim.catalog.lazy(), last, 30)
     assert {*figures(found, last), "coverage of the lists"} == set(textfile().FIGURES)
+
+
+def test_every_figure_of_the_skew_has_a_name():
+    rows = [("r", NOW, n, f"i{n}", .5, .5, n) for n in (1, 2)]
+    assert {*skew_figures(Compared(pl.DataFrame(rows, schema=AGAIN, orient="row"), {}))} - {"items"} == set(textfile().SKEW)
 
 
 # Prometheus, running

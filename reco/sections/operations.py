@@ -91,18 +91,20 @@ class ExperimentSettings(Section):
 class Monitor(Section):
     days: int = Field(7, ge=1, le=90, description="the last days, which are held beside what the champion was trained on")
     reference_days: float = Field(28, ge=1, description="days before the champion's moment that they are held beside")
-    requests: int = Field(300, ge=10, description="requests on each side whose rows, scores and lists are compared")
+    requests: int = Field(300, ge=10, description="requests on each side whose rows, scores and lists are compared, and logged requests that are answered again")
     bins: int = Field(10, ge=2, le=100, description="bins of a column of numbers")
     words: int = Field(20, ge=1, le=1_000, description="words of a column with a bin of their own")
     psi: float = Field(0.2, gt=0, description="population stability index of a column beyond what chance explains")
     chance: float = Field(0.001, gt=0, lt=1, description="a drift that is likelier than this by chance, in any column of a day, is none")
-    columns: str = Field("events.* shoppers.* visits.* catalog.* rows.* scores.* lists.*", description="table.column that may ask for a retrain, blanks between")
+    columns: str = Field("events.* shoppers.* visits.* catalog.* rows.* scores.* lists.*", description="table.column that may ask for a retrain, blanks between; served.* are what was served")
     features: int = Field(15, ge=1, description="the ranker's strongest columns that may; the others are only shown")
+    skew: float = Field(0.05, gt=0, le=1, description="share of logged items that may get another score when their requests are answered again from the lake")
     kpi_fall: float = Field(0.1, gt=0, le=1, description="share that a business metric has to have fallen by")
     max_age_days: float = Field(30, gt=0, description="an older champion asks for a retrain")
     min_days: float = Field(7, ge=0, description="a retrain is not asked for again within so many days")
     retrain: Literal["auto", "ask", "never"] = Field("auto", description="auto trains and promotes on this machine, ask only tells, never does neither")
     keep_days: int = Field(30, ge=1, description="reports in HTML are kept so long; the numbers stay")
+    profile_days: int = Field(400, ge=1, description="whylogs profiles, which are small and can be added up, are kept so long")
     textfile: str = Field("", pattern=r"^(.*\.prom)?$", description="file of figures for node_exporter's textfile collector, NAME.prom; empty is none")
 
 class Kpis(Section):
