@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from flow_runs import ROOT, run_flow
+from mlflow import MlflowClient
 from s3 import KEY, SECRET, make_bucket, moto
 from starlette.testclient import TestClient
 
 from app.contract import create_app
 from app.serve import Replica
+from reco.alerts import events
 from reco.bundle_store import bundles_in, bundles_root, put
 from reco.challenger import challenger_name
 from reco.data.simulator import simulate, write_shop
@@ -50,14 +52,16 @@ keep_first = 0
 requests = 10
 buyers = 10
 min_shoppers = 5
+confidence = 0.5
+min_coverage = 0
+max_gini = 1
 p50_ms = 5000
 p99_ms = 20000
 try_seconds = 200
-over_popularity = 0
-"""
+""" # gates that so small a shop passes by far, whatever trees this processor grows; they have tests of their own
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_model_lives_on_s3(tmp_path, monkeypatch):
     pytest.importorskip("boto3", reason="needs boto3: the train extra")
     for name in [n for n in os.environ if n.startswith(("AWS_", "METAFLOW_", "MLFLOW_", "RECO_"))]: monkeypatch.delenv(name)
@@ -81,9 +85,8 @@ def test_a_model_lives_on_s3(tmp_path, monkeypatch):
         first = challenger_name(root)
         assert bundles_in(root) == [first] and champion_name(root) == ""
         promoted = run_flow(tmp_path, "promote")
-        assert first in promoted.stdout and "Traceback" not in promoted.stdout, promoted.stdout
-        if promoted.returncode: publish(root / first, "somebody") # so small a shop may fail a gate: they have tests of their own
-        assert champion_name(root) == first
+        assert promoted.returncode == 0 and f"published {first}; before it was none" in promoted.stdout, promoted.stdout
+        assert champion_name(root) == first and champion_in_mlflow(tmp_path) == first and "warning" not in promoted.stdout, promoted.stdout
 
         keys = {o["Key"].split("/")[0] for page in s3.get_paginator("list_objects_v2").paginate(Bucket="shop") for o in page["Contents"]}
         assert keys == {"lake", "metaflow", "mlflow"}
@@ -102,11 +105,18 @@ def test_a_model_lives_on_s3(tmp_path, monkeypatch):
             assert made.following.name == second
             back = subprocess.run([sys.executable, "-m", "app.bundle", "rollback", "--why", "worse"], cwd=ROOT, env=os.environ, capture_output=True, text=True)
             assert back.returncode == 0 and f"published {first}; before it was {second}" in back.stdout, back.stderr
+            assert [e["what"] for e in events(root.objects)] == ["bundle_published", "bundle_rolled_back"] and champion_in_mlflow(tmp_path) == first
             made.following.look()
             assert made.following.name == first and ask() == first and "refused" not in http.get("/ready").json()
         finally:
             made.following.end()
             made.store.close()
+
+
+def champion_in_mlflow(folder: Path) -> str:
+    """The bundle that MLflow says is served."""
+    client = MlflowClient(f"sqlite:///{folder}/data/mlflow/mlflow.db")
+    return client.get_model_version_by_alias("reco", "champion").tags["bundle_id"]
 
 
 def twin(root, name: str) -> str:
