@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from flow_runs import run_flow
 
-from reco.bundle import load_bundle, named_bundle
+from reco.bundle import ModelBundle, load_bundle, named_bundle
 from reco.challenger import challenger_name
 from reco.data.lake import Lake
 from reco.moment import make_sources
@@ -43,6 +43,23 @@ def test_the_flow_saves_what_it_evaluated(trained, tmp_path):
     assert len(recommend(RecommendationRequest(user), bundle).items) == 10
     [card] = (tmp_path / ".metaflow").rglob("blank-*.html")
     assert card.stat().st_size > 10_000
+    assert "MLflow was not told" not in done.stdout, done.stdout
+    in_mlflow(tmp_path, bundle)
+
+
+def in_mlflow(folder: Path, bundle: ModelBundle) -> None:
+    """One run with what people look at, and the bundle as a version that waits to be judged."""
+    from mlflow import MlflowClient  # seconds, which those who only want `fill_lake` need not wait
+    client = MlflowClient(f"sqlite:///{folder}/data/mlflow/mlflow.db")
+    [run] = client.search_runs([client.get_experiment_by_name("reco").experiment_id])
+    assert run.info.status == "FINISHED" and run.data.tags["bundle_id"] == bundle.id and run.data.params["ranking.trees"] == "10"
+    [row] = [r for r in bundle.manifest["metrics"] if (r["slice"], r["system"]) == ("all", "pipeline")]
+    assert run.data.metrics["all/pipeline/NDCG_at_10"] == row["NDCG@10"]
+    kept = {f.path: f.file_size for f in client.list_artifacts(run.info.run_id)}
+    assert {"model_card.md", "metrics.csv", "frontier.csv", "alarms.csv", "importance.csv", "bundle"} <= set(kept)
+    assert all(kept[f"{figure}.png"] > 5_000 for figure in ("ndcg", "frontier", "importance", "dependence"))
+    model = client.get_registered_model("reco")
+    assert {a: client.get_model_version("reco", v).tags["bundle_id"] for a, v in model.aliases.items()} == {"challenger": bundle.id}
 
 
 def test_what_cannot_be_trained_says_why_and_publishes_nothing(trained, tmp_path):
