@@ -20,6 +20,8 @@ from flow_runs import run_flow
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from mlflow import MlflowClient
+from servers import database, postgres
 
 from reco.data.histories import epoch_ms
 from reco.data.lake import Lake
@@ -269,9 +271,8 @@ def test_what_is_behind_ends_early_and_everyone_is_told(tmp_path):
     assert all(t.state == STATES.COMPLETE for t in late.trials)
 
 
-def test_workers_share_one_study(tmp_path):
-    studies = [study_in(tmp_path) for _ in range(2)]
-
+def share(studies: list[optuna.Study]) -> None:
+    """Workers at once, each with a connection of its own."""
     def slowly(settings: Settings, tell) -> tuple[float, dict]:
         time.sleep(0.02)
         return hill(settings, tell)
@@ -282,6 +283,14 @@ def test_workers_share_one_study(tmp_path):
     assert 12 <= len(finished(studies[0])) <= 13 and len({t.number for t in studies[0].trials}) == len(studies[0].trials)
     drawn = [tuple(t.params.values()) for t in studies[0].trials]
     assert len(set(drawn)) >= len(drawn) - 1  # they do not draw the same
+
+
+def test_workers_share_one_study(tmp_path): share([study_in(tmp_path) for _ in range(2)])
+
+
+def test_workers_on_several_machines_share_a_server():
+    """`[search] storage`, as pods need it."""
+    with postgres() as server, database(server) as url: share([open_study(url, "reco/1/ranking", 0) for _ in range(2)])
 
 
 def test_it_ends_in_time(tmp_path):
@@ -410,8 +419,6 @@ trials = 2
 requests = 60
 workers = 2
 space = popularity ranking
-[tracking]
-enabled = false
 [candidates]
 popularity = 50
 recent = 30
@@ -436,6 +443,23 @@ def test_the_flow_proposes(small, tmp_path):
     assert 2 <= counts[0] <= 3 and counts[1] == 0 and 2 <= counts[2] <= 3
     [card] = (tmp_path / ".metaflow").rglob("blank-*.html")
     assert card.stat().st_size > 20_000
+    assert "MLflow" not in done.stdout, done.stdout # only warnings name it
+    in_mlflow(tmp_path, {n.rpartition("/")[2]: c for n, c in zip(sorted(names), counts, strict=True) if c})
+
+
+def in_mlflow(folder: Path, trials: dict[str, int]) -> None:
+    """A run per stage with what came of it and how, and every trial as a run below it."""
+    client = MlflowClient(f"sqlite:///{folder}/data/mlflow/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("reco").experiment_id])
+    above = {r.data.tags["reco.run"].rpartition("/")[2]: r for r in runs if "mlflow.parentRunId" not in r.data.tags}
+    assert set(above) == set(trials) and len(runs) == len(above) + sum(trials.values())
+    for stage, run in above.items():
+        below = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == run.info.run_id]
+        assert run.info.status == "FINISHED" and sorted(r.data.tags["reco.trial"] for r in below) == [str(n) for n in range(trials[stage])]
+        assert all(r.data.params and r.info.status in ("FINISHED", "KILLED") for r in below)
+        assert run.data.metrics["best"] == max(r.data.metrics["value"] for r in below if r.info.status == "FINISHED")
+        kept = {f.path: f.file_size for f in client.list_artifacts(run.info.run_id)}
+        assert {"history.csv", "importance.csv"} <= set(kept) and kept["study.png"] > 5_000
 
 
 def test_the_flow_refuses_a_space_that_does_not_fit(tmp_path):
