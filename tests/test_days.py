@@ -101,19 +101,22 @@ def traffic(days: int = 4, users: int = 60, seed: int = 1, lift: float = 0.0, bo
     return conform(pl.DataFrame(shown), EXPOSURES), conform(pl.DataFrame(did, infer_schema_length=None), INTERACTIONS)
 
 
-SHOWS = st.lists(st.tuples(st.integers(0, 95), st.sampled_from("ab"), st.sampled_from("xy")), min_size=1, max_size=8, unique=True)
+SHOWS = st.lists(st.tuples(st.integers(0, 95), st.sampled_from("ab"), st.sampled_from("xy"), st.sampled_from(["own", "p", "q"])), min_size=1, max_size=8, unique_by=lambda show: show[:3])
 ACTS = st.lists(st.tuples(st.integers(0, 7), st.floats(0.1, 80), st.sampled_from("xy"), st.booleans()), max_size=10)
 
 
 @settings(max_examples=50, deadline=None)
 @given(SHOWS, ACTS, st.sampled_from([1, 5.5, 24, 30]))
-@example([(23, "a", "x"), (48, "a", "x")], [(0, 23, "x", False), (0, 44, "x", True)], 24)  # by midnight and a window neither of them has come
-@example([(23, "a", "x"), (24, "a", "x")], [(0, 20, "x", False), (1, 23, "x", False), (1, 24, "x", True)], 24)  # the second list takes it
+@example([(23, "a", "x", "own"), (48, "a", "x", "own")], [(0, 23, "x", False), (0, 44, "x", True)], 24)  # by midnight and a window neither of them has come
+@example([(23, "a", "x", "own"), (24, "a", "x", "own")], [(0, 20, "x", False), (1, 23, "x", False), (1, 24, "x", True)], 24)  # the second list takes it
 def test_days_alone_add_up_to_all_at_once(shows, acts, hours):
-    shown = conform(pl.DataFrame([{"request_id": f"r{n}", "ts": at(h), "user_id": u, "surface": "for_you", "rank": 1, "item_id": i, "bundle": "b"} for n, (h, u, i) in enumerate(shows)]), EXPOSURES)
+    """Names of requests may be used again, by anybody and on any day."""
+    names = [f"r{n}" if name == "own" else name for n, (*_, name) in enumerate(shows)]
+    shown = conform(pl.DataFrame([{"request_id": name, "ts": at(h), "user_id": u, "surface": "for_you", "rank": 1, "item_id": i, "bundle": "b", "list_id": f"{h} {u} {i}"}
+                                  for name, (h, u, i, _) in zip(names, shows, strict=True)]), EXPOSURES)
     of = lambda k: shows[k % len(shows)]
     done = [{"event_id": f"{n}", "ts": at(of(k)[0] + delay) + timedelta(milliseconds=n), "user_id": of(k)[1], "item_id": i, "event": "transaction" if buys else "click",
-             "request_id": None if buys else f"r{k % len(shows)}", "order_id": f"o{n}" if buys else None, "quantity": 1, "price": 2.0} for n, (k, delay, i, buys) in enumerate(acts)]
+             "request_id": None if buys else names[k % len(shows)], "order_id": f"o{n}" if buys else None, "quantity": 1, "price": 2.0} for n, (k, delay, i, buys) in enumerate(acts)]
     did, window = conform(pl.DataFrame(done, infer_schema_length=None) if done else INTERACTIONS.empty(), INTERACTIONS), timedelta(hours=hours)
     parts = list(day_by_day(shown.lazy(), did.lazy(), days_until(date(2026, 5, 1), at(24 * 14)), at(24 * 14), window))
     assert pl.concat(parts).equals(outcomes_of(shown, did, window)) and all(p["ts"].dt.date().n_unique() == 1 for p in parts)

@@ -240,14 +240,14 @@ def test_letters_that_come_while_some_are_removed_stay(tmp_path):
     assert forget_letters(client, "dead", {"ann"}, slow) >= 1_200
     data = [f[b"data"] for _, f in client.xrange("dead")]
     assert after and data[: len(before)] == before and len(data) == len(before) + len(after) // 2 and not [d for d in data if b"ann" in d]
-    assert not client.exists("dead:kept") and b"ann" not in client.dump("dead")
+    assert not client.exists("dead:kept") and b"ann" not in client.dump("dead") and client.ttl("dead") == -1
     put("ann", 700)
 
     def broken(data: bytes) -> dict:
         if data.endswith(b"ann 650"): raise RuntimeError("killed")
         raise Malformed("not an event", "")
     with pytest.raises(RuntimeError): forget_letters(client, "dead", {"an"}, lambda d: broken(d) if client.exists("dead:kept") else slow(d))
-    assert client.xlen("dead") == len(data) + 700
+    assert client.xlen("dead") == len(data) + 700 and 0 < client.ttl("dead:kept") <= 3600
     assert forget_letters(client, "dead", {"ann"}, SERVED.decode) == 700 and [f[b"data"] for _, f in client.xrange("dead")] == data
     disconnect(client)
 
