@@ -38,7 +38,8 @@ class UpkeepFlow(FlowSpec):
         lake = open_lake(SETTINGS)
         self.done = upkeep(lake, SETTINGS.lake, self.now)
         self.snapshots = {table: lake.snapshot(table) for table in self.done["table"]}
-        self.bundles = remove_old(bundles_root(SETTINGS), SETTINGS.bundles.keep)
+        named, self.warning = in_experiments()
+        self.bundles = [] if self.warning else remove_old(bundles_root(SETTINGS), SETTINGS.bundles.keep, named=named)
         tell_mlflow(lambda: mirror(SETTINGS)) # what was published while MLflow was away
         self.left = remove_left(SETTINGS.lake_root, SETTINGS.lake, self.now - timedelta(days=RESUME_DAYS))
         self.next(self.end)
@@ -52,7 +53,15 @@ class UpkeepFlow(FlowSpec):
         sums = self.done.select(pl.exclude("table").sum()).row(0, named=True)
         print(f"{sums['files_before']:,} files became {sums['files_after']:,}, {sums['bytes_before']/1e6:,.1f} MB became "
               f"{sums['bytes_after']/1e6:,.1f} MB, {sums['rows_removed']:,} rows were too old")
+        if self.warning: print(f"warning: no bundle was removed: {self.warning}")
         print(f"bundles removed: {', '.join(self.bundles) or 'none'}; what runs had left behind: {', '.join(self.left) or 'nothing'}")
+
+
+def in_experiments() -> tuple[frozenset[str], str]:
+    """The bundles that the experiments file names, and why that is not known: one that is still shown must not go."""
+    from reco.experiments.assignment import ExperimentError, read_experiments
+    try: return read_experiments(SETTINGS.path(SETTINGS.experiments.file) if SETTINGS.experiments.file else None).bundles, ""
+    except ExperimentError as e: return frozenset(), str(e)
 
 
 def card_parts(done: pl.DataFrame, snapshots: dict[str, str], bundles: list[str]) -> list:

@@ -8,6 +8,7 @@ __all__ = ['GOING', 'SAVING', 'staying', 'ours', 'to_stay', 'last_written', 'rem
 # %% ../nbs/60e_retention.ipynb #6d37706b
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from .bundle import is_bundle_id
@@ -57,6 +58,7 @@ def remove_there(
     root:BundlesOnS3,
     last:int,         # that stay, of each kind
     youngest_s:float, # what changed less than this ago is left alone
+    named:Collection[str]=(), # that stay whatever they are
 )->list[str]:         # names of what was removed
     "The same in a bucket; raises `NotNow`."
     with asking(): entries = listed(root.objects)
@@ -65,7 +67,7 @@ def remove_there(
     def decide(lines:list[dict])->dict|None:
         known, left = publications(lines), [name for name in there if name not in going(lines)]
         stay = staying(left, known, known[-1].bundle_id if known else "", challenger_name(root), last)
-        gone = [name for name in left if name in old and name not in stay]
+        gone = [name for name in left if name in old and name not in stay and name not in named]
         return {"removing": gone} if gone else None
     said = add_line(root, decide)
     finish_removal(root)
@@ -82,13 +84,14 @@ def remove_old(
     root:Root,
     last:int,             # that stay, of each kind
     youngest_s:float=3_600, # what changed less than this ago is left alone
+    named:Collection[str]=(), # that stay whatever they are
 )->list[str]:             # names of what was removed
     "Remove all bundles that nothing needs, and what is left of earlier removals and of writes that never ended."
-    if isinstance(root, BundlesOnS3): return remove_there(root, last, youngest_s)
+    if isinstance(root, BundlesOnS3): return remove_there(root, last, youngest_s, named)
     if not root.is_dir(): return []
     old, gone = time.time() - youngest_s, []
     with held(root):
-        stay = to_stay(root, last)
+        stay = to_stay(root, last) | {*named}
         for name in ours(root):
             if name in stay or (root/name).stat().st_mtime > old: continue
             (root/name).rename(root/f"{GOING}{name}")

@@ -222,7 +222,7 @@ def test_retention_leaves_what_is_needed_and_ends_what_was_cut_short(at, monkeyp
     set_challenger(here / e)
     laid(here, f"{half}/items.txt")
     keep_report(here, {"bundle": c})
-    assert remove_old(here, 1) == []
+    assert remove_old(here, 1) == remove_old(here, 1, -60, named={c, d}) == []
     with monkeypatch.context() as killed:
         killed.setattr("reco.retention.finish_removal", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): remove_old(here, 1, -60)

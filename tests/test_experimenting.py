@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 import app.consumer
 from app.contract import create_app
-from app.experimenting import Experimenting, released, together
+from app.experimenting import Experimenting, Placed, released, together
 from app.following import prepared, try_out
 from app.serve import Replica, open_intake
 from app.shown import Shown, as_list, open_log
@@ -167,6 +167,11 @@ def test_a_draft_of_what_was_late_has_no_teams_and_says_so():
     assert both.seconds == {"store": 3.0} and both.proposed == {"als": 5, "recent": 1} and both.dropped == {"cap": 1}
     late = together(a, replace(b, without=("als",)), ("x", "y"), 3, "r")
     assert [x.item_id for x in late.items] == [x.item_id for x in both.items] and {x.team for x in late.items} == {None} and late.without == ("als",)
+    replica, waits, asked = Replica(), [], RecommendationRequest("u", 3, request_id="r")
+    replica.deadline_s = 0.25
+    placed = Placed(asked, None, "duel=interleaved", Placed(asked, None, "duel=interleaved"), ("x", "y"))
+    found = replica.drafted(asked, placed, lambda one, wait: waits.append(wait) or (a if one is placed else b))
+    assert found == replace(both, variant="duel=interleaved") and waits == [0.125, 0.125]  # each list has half of the time
     short = together(a, replace(b, items=[]), ("x", "y"), 3, "r")
     assert [x.item_id for x in short.items] == ["i0", "i1", "i2"] and {x.team for x in short.items} == {None}
 

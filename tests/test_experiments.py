@@ -5,6 +5,7 @@ import time
 import uuid
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -216,6 +217,19 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path, old, new, says):
     path.write_text(GOOD.replace(old, new, 1))
     with pytest.raises(ExperimentError) as e: read_experiments(path)
     assert all(s in str(e.value) for s in [str(path), *says]), e.value
+
+
+def test_what_the_manual_shows_can_be_written(tmp_path):
+    """Its files as they stand, and each row of its table of variants."""
+    text = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text()
+    (path := tmp_path / "experiments.toml").write_text("\n".join(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)))
+    book = read_experiments(path)
+    assert [e.name for e in book.experiment] == ["variety", "duel"] and book.experiment[1].interleave and book.bundles == {book.holdout_serve}
+    keys = re.findall(r"^\| `(\w+ = [^`]+)` \|", text, re.MULTILINE)
+    assert len(keys) == 6
+    for key in keys:
+        path.write_text(GOOD.replace('serve = "challenger"', key))
+        assert read_experiments(path).experiment[0].variant[1].changes
 
 
 def test_experiments_that_contradict_each_other_are_refused():

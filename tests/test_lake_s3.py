@@ -3,7 +3,6 @@
 Set TEST_S3_ENDPOINT to the endpoint of another one (MinIO …), with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 """
 
-import gzip
 import http.client
 import os
 import subprocess
@@ -19,17 +18,13 @@ from uuid import uuid4
 
 import polars as pl
 import pytest
-from flow_runs import run_flow
 from pydantic import SecretStr
 from test_lake import ids, log, write
 
 from app.ports import free_port
-from reco.challenger import challenger_name
 from reco.data.lake import Lake, open_lake, views
-from reco.data.simulator import simulate, write_shop
 from reco.data.storage import LakeError, opened, parts, storage_options
 from reco.data.upkeep import compact, erase, sweep, upkeep
-from reco.published import publish
 from reco.settings import Lake as LakeSection
 from reco.settings import Settings
 
@@ -225,22 +220,3 @@ def test_duckdb_reads_it_in_place(lake):
     with duckdb.connect() as db:
         views(lake, db)
         assert db.sql("SELECT count(*) FROM interactions WHERE event = 'view'").fetchall() == [(6,)]
-
-
-def test_the_flows_work_on_s3_and_keep_no_key(lake, endpoint, tmp_path):
-    """A shop goes in, a model comes out, and the keys are in no artifact, card or log of the runs."""
-    (tmp_path / "settings.ini").write_text(
-        f"[lake]\nroot = {lake.root}\nendpoint = {endpoint}\naccess_key = {KEY}\nsecret_key = {SECRET}\n[data]\npath = raw\n"
-        "[train]\nmax_requests = 100\ncutoffs = 2\n[als]\niterations = 2\n[ranking]\ntrees = 10\n")
-    write_shop(simulate(users=300, items=100, events=6_000, days=60, end=datetime(2026, 5, 1, tzinfo=UTC), seed=3), tmp_path / "raw")
-    root = tmp_path / "data" / "bundles"
-    for flow in ("ingest", "train", "materialize"):
-        done = run_flow(tmp_path, flow)
-        assert done.returncode == 0, done.stdout
-        assert SECRET not in done.stdout
-        if flow == "train": publish(root / challenger_name(root), "somebody")  # the gates have tests of their own
-    assert lake.tables() == ["batches", "catalog", "interactions", "quarantine"] and not (tmp_path / "data" / "lake").exists()
-    kept = [p for p in (tmp_path / ".metaflow").rglob("*") if p.is_file()]
-    unpacked = [gzip.decompress(b) if b[:2] == b"\x1f\x8b" else b for b in (p.read_bytes() for p in kept)]
-    assert any(b"reco.settings" in b for b in unpacked), "the settings are among the artifacts"
-    assert not [p for p, b in zip(kept, unpacked, strict=True) if SECRET.encode() in b]

@@ -1,5 +1,6 @@
-"""A model's whole life on one S3, by settings alone: ingest, train, promote, serve, take back. And a run that is resumed."""
+"""A model's whole life on one S3, by settings alone: ingest, train, promote, materialize, serve, take back. And a run that is resumed."""
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -88,8 +89,16 @@ def test_a_model_lives_on_s3(tmp_path, monkeypatch):
         assert promoted.returncode == 0 and f"published {first}; before it was none" in promoted.stdout, promoted.stdout
         assert champion_name(root) == first and champion_in_mlflow(tmp_path) == first and "warning" not in promoted.stdout, promoted.stdout
 
-        keys = {o["Key"].split("/")[0] for page in s3.get_paginator("list_objects_v2").paginate(Bucket="shop") for o in page["Contents"]}
-        assert keys == {"lake", "metaflow", "mlflow"}
+        filled = run_flow(tmp_path, "materialize")
+        assert filled.returncode == 0, filled.stdout
+        for printed in (done, resumed, promoted, filled): assert SECRET not in printed.stdout
+
+        written = objects_in(s3, "shop")
+        assert {name.split("/")[0] for name in written} == {"lake", "metaflow", "mlflow"}
+        written |= objects_in(s3, "models") | {str(p): p.read_bytes() for p in (tmp_path / ".metaflow").rglob("*") if p.is_file()}
+        unpacked = {name: gzip.decompress(b) if b[:2] == b"\x1f\x8b" else b for name, b in written.items()}
+        assert any(b"reco.settings" in b for b in unpacked.values()), "the settings are among the artifacts"
+        assert [name for name, b in unpacked.items() if SECRET.encode() in b] == []
         assert not (tmp_path / "data" / "bundles").exists() and not (tmp_path / "data" / "lake").exists()
 
         monkeypatch.setenv("RECO_SETTINGS", str(tmp_path / "settings.ini"))
@@ -111,6 +120,12 @@ def test_a_model_lives_on_s3(tmp_path, monkeypatch):
         finally:
             made.following.end()
             made.store.close()
+
+
+def objects_in(s3, bucket: str) -> dict[str, bytes]:
+    """Everything in a bucket."""
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    return {o["Key"]: s3.get_object(Bucket=bucket, Key=o["Key"])["Body"].read() for page in pages for o in page.get("Contents", [])}
 
 
 def champion_in_mlflow(folder: Path) -> str:

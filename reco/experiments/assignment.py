@@ -135,6 +135,10 @@ class Experiments(BaseModel):
     holdout_serve: str = Field("champion", pattern=SERVES, description=f"what the holdout gets: champion, {NON_PERSONALISED} or the id of a bundle")
     experiment: tuple[Experiment, ...] = Field((), description="[[experiment]] tables")
 
+    @property
+    def bundles(self)->frozenset[str]: # ids of those that it names
+        return frozenset([self.holdout_serve, *(v.serve for e in self.experiment for v in e.variant)]) - {"champion", "challenger", NON_PERSONALISED}
+
     @field_validator("holdout_serve")
     @classmethod
     def _still(cls, serve:str)->str:
