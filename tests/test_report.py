@@ -105,6 +105,26 @@ def test_kernels_that_start_at_once_share_neither_ports_nor_sockets(tmp_path):
     assert found[0][1] != found[1][1] and not Path(found[0][1]).parent.exists()
 
 
+def test_a_kernel_that_dies_is_told_with_the_cell_it_was_at(tmp_path):
+    """As one does that asks for more memory than there is: it leaves no traceback."""
+    before = dict(os.environ)
+    path = notebook(tmp_path / "a.ipynb", "print('before')", "import os, time\nprint('now', flush=True)\ntime.sleep(0.5)\nos._exit(9)", "print('never')")
+    with pytest.raises(ReportError, match=r"^code cell 3: Kernel died \(killed, perhaps.*\n    import os, time$") as caught:
+        executed(read_notebook(path.read_text(), "a.ipynb"), {"bundle": "b"}, tmp_path)
+    half = caught.value.notebook
+    assert [o.text for c in half.cells for o in c.get("outputs", [])][0] == "before\n" and not half.cells[-1].outputs
+    assert dict(os.environ) == before and nbformat.validate(half) is None
+
+
+@pytest.mark.parametrize(("broken", "seconds", "says"), [(True, 120, "died before"), (False, 0, "didn't respond in 0 seconds")])
+def test_a_kernel_that_does_not_start_is_told(tmp_path, monkeypatch, broken, seconds, says):
+    if broken: (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    nb = read_notebook(notebook(tmp_path / "a.ipynb", "1").read_text(), "a.ipynb")
+    with pytest.raises(ReportError, match=f"^the kernel did not start: Kernel {says}") as caught: executed(nb, {}, tmp_path, seconds)
+    assert len(caught.value.notebook.cells) == len(nb.cells)
+
+
 def test_settings_of_the_kernel_come_first(tmp_path):
     found = kernel_environment(tmp_path, {"JUPYTER_PATH": "/a", "PYTHONPATH": "/b"})
     assert found["JUPYTER_PATH"].split(os.pathsep) == [str(tmp_path), "/a"]
@@ -142,16 +162,16 @@ def reported(trained, tmp_path_factory) -> tuple[Path, str]:
     return folder, made(trained, folder / "data" / "bundles", about=about, train=Train(cutoffs=3, max_requests=60))
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [n for n in SHIPPED if n != "91_error_analysis"]) # which a flow runs above
 def test_shipped_reports_run_on_a_bundle(name, reported, monkeypatch):
     folder, bundle = reported
     monkeypatch.setenv("RECO_SETTINGS", str(folder / "settings.ini"))
-    values: dict = {}
-    for cell in nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4).cells:
-        if cell.cell_type != "code" or cell.source.startswith("%"): continue
-        exec(cell.source, values)
-        if "parameters" in cell.metadata.get("tags", []): values |= {"bundle": bundle}
-    assert values["subject"].name == bundle and len(values["a"].asked.user) <= 60
+    nb = read_notebook((ROOT / "nbs" / f"{name}.ipynb").read_text(), name)
+    nb.cells.append(new_code_cell("(subject.name, len(a.asked.user))"))
+    ran = executed(nb, {"bundle": bundle, "bundles": str(folder / "data" / "bundles"), "lake": str(folder / "data" / "lake")}, folder)
+    of, requests = eval(ran.cells[-1].outputs[0].data["text/plain"])
+    assert of == bundle and 0 < requests <= 60
+    assert "<img" in (html := page(ran, name)) and not Addresses(html).found
 
 
 @pytest.mark.parametrize("name", SHIPPED)
