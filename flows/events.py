@@ -35,7 +35,8 @@ def receivers() -> dict[str, alerts.Send]:
     return alerts.receivers(SETTINGS.alerts) | ({"argo": to_argo} if ARGO_EVENTS_WEBHOOK_URL else {})
 
 
-def tell(what: str, text: str, about: dict, key: str) -> None:
-    """Say what happened, once for a key; trouble is a warning."""
+def tell(what: str, text: str, about: dict, key: str) -> dict[str, str]:
+    """Say what happened, once for a key; receivers that have not got it, and why, which is a warning too. Where the log cannot be written it may be said twice: better than never."""
     trouble = alerts.announce(place(), Event(what, f"{current.flow_name}/{current.run_id}", text, key, about), receivers())
     for name, said in trouble.items(): print(f"warning: {what} has not reached {name}: {said}", file=sys.stderr)
+    return trouble
