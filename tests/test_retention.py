@@ -64,9 +64,10 @@ def test_young_ones_and_what_is_being_written_stay(tmp_path):
     for folder in tmp_path.iterdir(): os.utime(folder, (1, 1))
     assert remove_old(tmp_path, 1) == [A, B] and not (tmp_path / ".saving-1").exists() and not list(tmp_path.glob(f"{GOING}*"))
     assert remove_old(tmp_path / "nowhere", 1) == []
-    make(tmp_path, "d", "e", "f")
+    d, e, f = made(7), made(8), made(9)
+    make(tmp_path, d, e, f)
     for folder in tmp_path.iterdir(): os.utime(folder, (1, 1))
-    assert remove_old(tmp_path, 1, named={"d"}) == ["c", "e"] and bundles_in(tmp_path) == ["d", "f"]
+    assert remove_old(tmp_path, 1, named={d}) == [C, e] and bundles_in(tmp_path) == [d, f]
     with pytest.raises(ValueError, match="at least one bundle"): to_stay(tmp_path, 0)
 
 

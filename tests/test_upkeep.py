@@ -412,8 +412,9 @@ def test_the_command_refuses_what_is_no_id_and_says_when_it_failed(shop, capsys,
 def test_the_flow_does_it_all_and_keeps_no_key(tmp_path):
     secret = "hush-hush-key"
     (tmp_path / "settings.ini").write_text(f"[lake]\nroot = lake\nsecret_key = {secret}\nkeep_quarantine_days = 30\n[bundles]\nroot = bundles\nkeep = 1\n[experiments]\nfile = e.toml\n")
-    (tmp_path / "e.toml").write_text('holdout = 0.1\nholdout_serve = "a"\n')
-    for name in "abc":
+    names = a, b, c = [f"2026-05-0{n}T000000Z-{n:08x}" for n in (1, 2, 3)]
+    (tmp_path / "e.toml").write_text(f'holdout = 0.1\nholdout_serve = "{a}"\n')
+    for name in names:
         (tmp_path / "bundles" / name).mkdir(parents=True)
         (tmp_path / "bundles" / name / "manifest.json").write_text("{}")
         os.utime(tmp_path / "bundles" / name, (1, 1))
@@ -422,7 +423,7 @@ def test_the_flow_does_it_all_and_keeps_no_key(tmp_path):
     done = run_flow(tmp_path, "upkeep")
     assert done.returncode == 0, done.stdout
     assert "3 rows were too old" in done.stdout and ids(lake) == list(range(24)) and lake.read("quarantine").collect().is_empty()
-    assert sorted(p.name for p in (tmp_path / "bundles").iterdir() if p.is_dir()) == ["a", "c"] and "bundles removed: b;" in done.stdout # a is in an experiment
+    assert sorted(p.name for p in (tmp_path / "bundles").iterdir() if p.is_dir()) == [a, c] and f"bundles removed: {b};" in done.stdout # a is in an experiment
     assert len(list((tmp_path / ".metaflow").rglob("*.html"))) == 1
     kept = [p for p in (tmp_path / ".metaflow").rglob("*") if p.is_file()]
     read = lambda p: gzip.decompress(p.read_bytes()) if p.read_bytes()[:2] == b"\x1f\x8b" else p.read_bytes()
