@@ -13,7 +13,7 @@ from app.experimenting import experiments_of
 from reco.data.lake import Lake, open_lake
 from reco.data.storage import LakeError
 from reco.experiments.assignment import ExperimentError
-from reco.monitoring.days import day_by_day
+from reco.monitoring.days import day_by_day, days_until
 from reco.monitoring.what_if import policies_of, what_if
 from reco.schemas import SURFACES, SchemaError
 from reco.settings import SettingsError, load_settings
@@ -25,15 +25,15 @@ NEEDED = "exposures", "interactions"
 def outcomes_between(
     lake: Lake,
     since: datetime,   # UTC
-    until: datetime,   # lists of whose moment the window is over
-    window: timedelta, # from a click to what it gets credit for
+    until: datetime,   # two windows ago: nothing can come of these lists any more
+    window: timedelta, # from a list to its clicks, and from a click to what it gets credit for
     surface: str,      # of SURFACES
 ) -> pl.DataFrame:     # of `outcomes_of`
     "What came of the lists of a surface; raises `LakeError`."
     if missing := [t for t in NEEDED if t not in lake.tables()]: raise LakeError(f"the lake has no {', '.join(missing)}")
     exposures, events = (lake.read(t) for t in NEEDED)
     mine = exposures.filter(pl.col("surface") == surface, pl.col("ts") >= since, pl.col("ts") < until)
-    days = list(day_by_day(mine, events, since.date(), until + window, window))
+    days = list(day_by_day(mine, events, days_until(since.date(), until), until + 2*window, window))
     return pl.concat(days) if days else pl.DataFrame()
 
 
@@ -62,8 +62,9 @@ def main(
         settings = load_settings()
         lake, window = open_lake(settings), timedelta(hours=settings.kpis.window_hours)
         policies = policies_of(experiments_of(settings)) | {f"epsilon {e:g}": e for e in asked.epsilon}
-        outcomes = outcomes_between(lake, now - window - timedelta(days=asked.days), now - window, window, asked.surface)
-        if outcomes.is_empty(): raise LakeError(f"nothing was shown on {asked.surface} in the {asked.days} days before the last {window.total_seconds()/3600:g} hours, whose purchases are not complete")
+        until = now - 2*window
+        outcomes = outcomes_between(lake, until - timedelta(days=asked.days), until, window, asked.surface)
+        if outcomes.is_empty(): raise LakeError(f"nothing was shown on {asked.surface} in the {asked.days} days before the last {2*window.total_seconds()/3600:g} hours, whose purchases are not complete")
         table, left = what_if(outcomes, policies)
         for why, n in left.items(): print(f"left out: {n:,} lists, {why}")
         if table.is_empty(): raise LakeError("no list is left that was explored: set [explore] epsilon above 0 and come back")

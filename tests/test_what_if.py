@@ -33,8 +33,8 @@ def shop() -> World: return world(300, 5)
 
 
 def fill(lake: Lake, shop: World, n: int, seed: int = 1) -> None:
-    """The log of n requests, two days ago, as the endpoint writes it down and the shop answers: half of what is clicked is bought."""
-    rng, began = np.random.default_rng(seed), datetime.now(UTC) - timedelta(days=2)
+    """The log of n requests, three days ago, as the endpoint writes it down and the shop answers: half of what is clicked is bought."""
+    rng, began = np.random.default_rng(seed), datetime.now(UTC) - timedelta(days=3)
     user, items, p, clicks = shop.log(n, EPSILON, 1.0, seed)
     when = [round((began + timedelta(seconds=i)).timestamp() * 1000) for i in range(n)]
     lists = [{"request_id": f"r{i}", "ts": when[i], "user_id": f"u{user[i]}", "surface": "for_you", "bundle": "b", "variant": None, "fallback": False, "latency_ms": 1.0,
