@@ -42,7 +42,7 @@ def serve_log(folder: Path, trained, forgotten: float) -> pl.DataFrame:
             known: list[UserEvent] = [] if n < forgotten * len(users) else past
             found = recommend(RecommendationRequest(user, 5, at, known, request_id=f"{days}.{n}"), bundle)
             rows += [(f"{days}.{n}", at, user, rank, *x, found.fallback) for rank, x in enumerate(found.items, 1)]
-    f = pl.DataFrame(rows, schema=["request_id", "ts", "user_id", "rank", "item_id", "score", "source", "propensity", "fallback"], orient="row")
+    f = pl.DataFrame(rows, schema=["request_id", "ts", "user_id", "rank", "item_id", "score", "source", "propensity", "team", "fallback"], orient="row", infer_schema_length=None)
     return conform(f.with_columns(bundle=pl.lit(bundle.id), surface=pl.lit("for_you"), latency_ms=pl.lit(0.0)), EXPOSURES)
 
 
