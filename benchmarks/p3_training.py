@@ -2,7 +2,7 @@
 
 A shop has a shopper per 20 events and an item per 100. The flow runs as an operator runs it, its processes watched from outside: `seconds` of a step
 are from its first process's first moment to its last one's last, `peak_mb` the most that all processes of a step held at once (pages that they share
-count for each, which overstates two branches of `fit`). The parts of `rank` are told apart by the times of what it prints.
+count for each, which overstates two branches of `fit`). The parts of `rank` are as the step itself says.
 
 The floor is what nobody who trains these models can save: implicit's ALS on the weights of every moment, and LightGBM once per surface, until it
 stops early on the same lists; each in a process of its own, what it learns from read before the clock starts.
@@ -36,8 +36,6 @@ from reco.settings import Settings, load_settings
 EVERY_S = 0.2 # between two looks at the processes
 QUICK = "[train]\nhorizon_days = 7\nholdout_days = 7\ncutoffs = 2\nmax_requests = 60\n[ranking]\ntrees = 10\n[tracking]\nenabled = false\n"
 FULL = "[tracking]\nenabled = false\n"
-# What the last line of each part of `rank` begins with.
-PARTS = {"leak alarms": "leak alarm "} | {f"ranker of {s}": f"{s}: " for s in SURFACES} | {"SHAP and strengths of variety": "re-ranking: "}
 
 # ---- the floor, each in a process of its own --------------------------------------------------------------------------
 
@@ -139,22 +137,11 @@ def watched(command: list[str], env: dict[str, str], folder: Path) -> tuple[floa
     return time.perf_counter() - began, seen, max(whole)
 
 
-def told(log: str) -> list[tuple[float, str]]:
-    """Second and text of every line of the step `rank` in a flow's log, its own beginning and end among them."""
-    found = re.findall(r"^(\d{4}-\d\d-\d\d [\d:.]+) \[\d+/rank/\d+ \(pid \d+\)\] (.*)$", log, re.MULTILINE)
-    return [(datetime.strptime(at, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC).timestamp(), text) for at, text in found]
-
-
 def parts_of(log: str) -> dict[str, float]:
-    """Seconds of each part of `rank`; raises `ValueError` when a part said nothing."""
-    lines, parts = told(log), {}
-    if not lines: raise ValueError("the flow's log has no line of the step rank")
-    last = lines[0][0]
-    for name, start in PARTS.items():
-        ended = max((at for at, text in lines if text.startswith(start)), default=None)
-        if ended is None: raise ValueError(f"the step rank printed nothing that begins with {start!r}")
-        parts[name], last = ended - last, ended
-    return parts
+    """Seconds of each part of `rank`, as the step says it; raises `ValueError` when it does not."""
+    found = re.findall(r" \[\d+/rank/\d+ \(pid \d+\)\] seconds: (\{.*\})$", log, re.MULTILINE)
+    if len(found) != 1: raise ValueError(f"the step rank said {len(found)} times how long its parts took")
+    return json.loads(found[0])
 
 # ---- one size ---------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Import this before `metaflow`: it decides where the runs are kept.
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -70,6 +71,16 @@ def moment_of(text: str) -> datetime:
     except ValueError as e: sys.exit(f"--asof {text}: {e}")
     if at.tzinfo is None: sys.exit(f"--asof {text}: a time zone is needed, such as +00:00")
     return at.astimezone(UTC)
+
+
+class Watch:
+    """Seconds of the parts of a step, in their order."""
+    def __init__(self) -> None: self.at, self.seconds = time.perf_counter(), {}
+
+    def done(self, part: str) -> None:
+        """What passed since the last part ended belongs to this one."""
+        now = time.perf_counter()
+        self.seconds[part], self.at = round(now - self.at, 2), now
 
 
 TABLES = "interactions", "catalog" # of the lake, that a model is made of

@@ -10,6 +10,7 @@ from base import (
     PROJECT,
     SETTINGS,
     TABLES,
+    Watch,
     card_table,
     read_shop,
     rule_book,
@@ -92,20 +93,25 @@ class TrainFlow(FlowSpec):
         """Look for leaks, fit the surfaces' rankers where they are ahead of the sources' own order, and choose how much variety is worth."""
         for name in DECIDED: setattr(self, name, getattr(inputs[0], name))
         kept, train = scratch(self.run_name), [f"train-{i}" for i in range(len(self.cutoffs.train))]
-        shop, fitted = kept.get("shop"), {}
+        shop, fitted, watch = kept.get("shop"), {}, Watch()
         for surface in SURFACES:
             learnt, validation = joined([kept.get(f"{surface}-{name}") for name in train]), kept.get(f"{surface}-validation")
             if surface == "for_you":
                 self.alarms = leak_report(shop, self.cutoffs.validation, learnt, validation, self.settings)
                 for alarm in self.alarms.iter_rows(named=True): print("leak alarm {name}: {value:.4g}, limit {limit:.4g}".format(**alarm))
                 stop_and_tell(self.alarms)
+                watch.done("leak alarms")
             ranker, choice = fitted[surface] = fit_surface(surface, learnt, validation, self.settings)
+            watch.done(f"ranker of {surface}")
             print(f"{surface}: {len(learnt.sizes):,} training lists, {choice}")
             if ranker: print(f"{surface}: {ranker.booster.num_trees()} trees on {len(ranker.features)} features")
         self.rankers, self.choices = {s: r for s, (r, _) in fitted.items() if r}, {s: c for s, (_, c) in fitted.items()}
         self.shapley = shapley(self.rankers["for_you"], kept.get("for_you-validation").rows, seed=self.settings.project.seed)
+        watch.done("SHAP values")
         self.strengths, self.frontier = choose_strengths(shop, self.cutoffs, self.rankers["for_you"], self.settings, self.book, kept.get("validation"))
-        print(f"re-ranking: {self.strengths}")
+        watch.done("strengths of variety")
+        self.seconds = watch.seconds
+        print(f"re-ranking: {self.strengths}\nseconds: {json.dumps(self.seconds)}")
         self.next(self.evaluate)
 
     @step
