@@ -6,8 +6,8 @@ measurement does not see:
 - steps that only look and note: 340 MB at 100,000 events, which is the imports
 - ingest: benchmarks/results/ingest.json, 1.03 GB at 1 million events, 1.49 at 10; and what whylogs and Metaflow add, 0.85 GB at 100,000 in place of .6
 - batch: benchmarks/results/p4_batch.json, 660 MB for each worker; Ray takes 1.2 GB beside them
-- training: benchmarks/results/p3_training.json, two branches of `fit` hold 2.8 GB at 0.3 million events, `rank` 3.4 GB, most of it lists whose number
-  `[train] max_requests` bounds; how both grow is guessed until there are runs with more
+- training: benchmarks/results/p3_training.json, two branches of `fit` hold 3.0 GB at 0.3 million events and 3.3 at 1 million, `rank` 3.6 at both, most of it lists whose
+  number `[train] max_requests` bounds; how they grow beyond that is guessed until there are runs with more
 - gates and search: not measured by step; 12 GB at 10 million events are the bar of a whole training
 - the others: what they read of the lake is less than training reads
 """
