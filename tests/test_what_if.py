@@ -84,8 +84,8 @@ def outcomes(n: int, **more: object) -> pl.DataFrame:
     slot, request = np.tile(np.arange(4), n), np.repeat(np.arange(n), 4)
     drawn = (slot == 3) & (request % 10 == 0)
     p = np.where(slot < 2, 1.0, np.where(drawn, 0.025, 0.95))
-    return pl.DataFrame({"request_id": [f"r{i}" for i in request], "user_id": [f"u{i % 50}" for i in request], "rank": slot + 1, "bundle": "b", "variant": None, "propensity": p.astype(np.float32),
-                         "click": (slot == 0).astype(int), "purchase": 0, "revenue": 0.0}, schema_overrides={"variant": pl.String}).with_columns(**more)
+    return pl.DataFrame({"request_id": [f"r{i}" for i in request], "user_id": [f"u{i % 50}" for i in request], "list_id": [f"l{i}" for i in request], "rank": slot + 1, "bundle": "b", "variant": None, "propensity": p.astype(np.float32),
+                         "click": (slot == 0).astype(int), "purchase": 0, "revenue": 0.0}, schema_overrides={"variant": pl.String, "list_id": pl.String}).with_columns(**more)
 
 
 def test_what_cannot_be_read_is_left_out_and_counted():
@@ -102,14 +102,21 @@ def test_what_cannot_be_read_is_left_out_and_counted():
     assert readable(log, "clicks")[0].height == 370 * 4
 
 
+def test_requests_of_several_shoppers_under_one_name_are_lists_of_their_own():
+    rows = outcomes(200)
+    apart, _ = what_if(rows, {NONE: 0.0}, ("clicks",))
+    alike, _ = what_if(rows.with_columns(request_id=pl.lit("always the same")), {NONE: 0.0}, ("clicks",))
+    assert alike["requests"].to_list() == apart["requests"].to_list() and alike["requests"][0] == 200
+
+
 def test_lists_of_different_strengths_are_read_as_one(shop):
     """Half of the lists of another bundle explored twice as much: each is weighed by its own ε."""
     parts = []
     for bundle, epsilon, seed in (("b", 0.33, 1), ("c", 0.66, 2)):
         user, _, p, clicks = shop.log(4_000, epsilon, 1.0, seed)
-        parts.append(pl.DataFrame({"request_id": np.repeat([f"{bundle}{i}" for i in range(4_000)], shop.slots), "user_id": np.repeat(user, shop.slots).astype(str), "bundle": bundle,
+        parts.append(pl.DataFrame({"request_id": np.repeat([f"{bundle}{i}" for i in range(4_000)], shop.slots), "user_id": np.repeat(user, shop.slots).astype(str), "bundle": bundle, "list_id": None,
                                    "variant": None, "rank": np.tile(np.arange(shop.slots) + 1, 4_000), "propensity": p.ravel().astype(np.float32), "click": clicks.ravel().astype(int)},
-                                  schema_overrides={"variant": pl.String}))
+                                  schema_overrides={"variant": pl.String, "list_id": pl.String}))
     table, _ = what_if(pl.concat(parts), {NONE: 0.0, "half": 0.5}, ("clicks",))
     for r in table.iter_rows(named=True): assert r["low"] < shop.earns(shop.shown({NONE: 0.0, "half": 0.5}[r["policy"]], 1.0)) < r["high"], r
 

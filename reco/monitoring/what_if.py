@@ -32,14 +32,14 @@ def readable(
     outcomes:pl.DataFrame,  # of `outcomes_of`, of one surface
     reward:str,             # of REWARDS
 )->tuple[pl.DataFrame, dict[str, int]]: # what `slates` takes; why → lists left out
-    "Lists of known shoppers and one policy."
+    "Lists of known shoppers and one policy, each by its own name: callers may give one to several requests."
     drafted = pl.col("variant").str.contains(rf"={INTERLEAVED}(?: |$)").fill_null(False)
     opened = (pl.col("propensity") < 1).any().over("bundle", "variant")
     kind = pl.when(pl.col("user_id").is_null()).then(pl.lit("without an id")).when(drafted).then(pl.lit("drafted")).when(~opened).then(pl.lit("not explored"))
     told = outcomes.with_columns(_out=kind)
     left = told.filter(pl.col("_out").is_not_null()).group_by("_out").agg(pl.col("request_id").n_unique()).sort("_out")
     kept = told.filter(pl.col("_out").is_null())
-    return kept.select("request_id", "user_id", "rank", pl.col("propensity").cast(pl.Float64), reward=pl.col(REWARDS[reward]).cast(pl.Float64)), dict(left.iter_rows())
+    return kept.select(pl.coalesce("list_id", "request_id").alias("request_id"), "user_id", "rank", pl.col("propensity").cast(pl.Float64), reward=pl.col(REWARDS[reward]).cast(pl.Float64)), dict(left.iter_rows())
 
 def among(
     log:Slates,
