@@ -1,4 +1,5 @@
 """The HTTP contract: routes, bodies, errors and who may ask what. FastAPI alone; what answers stands behind `Service`."""
+import asyncio
 import logging
 import re
 import time
@@ -17,6 +18,7 @@ from fastapi.security import APIKeyHeader
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import to_json
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import Headers
@@ -466,20 +468,31 @@ def answered(
     service: Service,
     asked: RecommendationRequest,
     explain: bool=False,
-) -> tuple[list[dict], dict[str, str]]: # the items, and headers that say how the answer came about
+) -> tuple[list[dict], dict[str, str], Shown]: # the items, headers that say how the answer came about, and what is to be noted of it
     "One answer; raises `Refused` for what cannot be meant."
     began = time.perf_counter()
     try: found, why = service.explained(asked) if explain else (service.recommend(asked), [])
     except RequestError as e: raise unprocessable(str(e)) from None
-    service.note(Shown(asked, found, time.time_ns()//1_000_000, 1000*(time.perf_counter() - began)))
-    service.meter.shown(asked.surface, asked.k, found)
+    shown = Shown(asked, found, time.time_ns()//1_000_000, 1000*(time.perf_counter() - began))
     headers = {"X-Bundle-ID": found.bundle_id}
     if found.fallback: headers["X-Fallback"] = "true"
     if found.without: headers["X-Degraded"] = ",".join(found.without)
     if found.kept: headers["X-Cache"] = "hit"
     if found.variant: headers["X-Variant"] = found.variant
     items = [{"item_id": x.item_id, "score": x.score} for x in found.items]
-    return ([i | {"why": w} for i, w in zip(items, why, strict=True)] if explain else items), headers
+    return ([i | {"why": w} for i, w in zip(items, why, strict=True)] if explain else items), headers, shown
+
+def noting(
+    service: Service,
+    lists: Sequence[Shown],
+) -> BackgroundTask:
+    "Write lists down and count them when their answer is sent: nobody waits for it, and what was refused was shown to nobody."
+    async def note() -> None: # not in a thread: it takes less than to start one
+        for n, x in enumerate(lists):
+            if n: await asyncio.sleep(0) # a hundred lists of a batch are not to hold up the others
+            service.note(x)
+            service.meter.shown(x.asked.surface, x.asked.k, x.found)
+    return BackgroundTask(note)
 
 TOLD = {name: {"description": about, "schema": {"type": "string"}} for name, about in (
     ("X-Request-ID", "names the exposure: the one that was sent, or a new one"), ("X-Bundle-ID", "the model that answered"),
@@ -507,8 +520,9 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> Callable
 
     def reply(head: dict, asked: RecommendationRequest, role: str = "admin", explain: bool = False) -> Response:
         if explain and role != "admin": raise Refused(403, "Forbidden", "explain needs a key of the role admin")
-        items, headers = answered(service, asked, explain)
-        return Response(to_json(head | {"recommendations": items}), headers=headers | named(asked.request_id), media_type="application/json")
+        items, headers, shown = answered(service, asked, explain)
+        return Response(to_json(head | {"recommendations": items}), headers=headers | named(asked.request_id), media_type="application/json",
+                        background=noting(service, [shown]))
 
     @app.get("/recommendations/v1/{user_id:text}", response_model=Recommendations, tags=["recommendations"],
              summary="Items for one shopper, best first", operation_id="recommendations",
@@ -557,13 +571,14 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> Callable
     @app.post("/recommendations/v1/batch", response_model=Answers, tags=["recommendations"], dependencies=client,
               summary="Several requests at once", operation_id="batch", responses=long)
     async def batch(request: Request, body: Batch) -> Response:
-        name, answers = request_id(request), []
+        name, answers, lists = request_id(request), [], []
         for n, r in enumerate(body.requests): # in a thread, one after the other: single requests go on in between
             asked = RecommendationRequest(r.user_id, r.k, None, (), r.surface, r.context_items, r.filter, f"{name}.{n}")
-            try: items, _ = await run_in_threadpool(answered, service, asked)
+            try: items, _, shown = await run_in_threadpool(answered, service, asked)
             except Refused as e: raise Refused(e.status, e.title, f"requests[{n}]: {e.detail}") from None
             answers.append({"user_id": r.user_id, "recommendations": items})
-        return Response(to_json({"answers": answers}), headers=named(name), media_type="application/json")
+            lists.append(shown)
+        return Response(to_json({"answers": answers}), headers=named(name), media_type="application/json", background=noting(service, lists))
 
     return lambda asked: reply({"user_id": asked.user_id}, asked)
 

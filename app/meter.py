@@ -67,14 +67,15 @@ class Metered:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http": return await self.app(scope, receive, send)
-        began, status = time.perf_counter(), 500
+        began, ended, status = time.perf_counter(), 0.0, 500
 
-        async def noting(message: Message) -> None:
-            nonlocal status
+        async def noting(message: Message) -> None: # what is done once the answer is sent, nobody waits for
+            nonlocal status, ended
             if message["type"] == "http.response.start": status = message["status"]
             await send(message)
+            ended = time.perf_counter()
         try: await self.app(scope, receive, noting)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self.meter.requests.labels(route, str(status)).inc()
-            self.meter.seconds.labels(route).observe(time.perf_counter() - began)
+            self.meter.seconds.labels(route).observe((ended or time.perf_counter()) - began)

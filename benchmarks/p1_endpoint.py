@@ -1,10 +1,11 @@
 """One list for a known shopper, whole pipeline: alone in a process, then over HTTP beside a handler that does nothing in the same Ray Serve.
 
 In-process with the quotas of the settings, and with larger ones for 300 candidates. The endpoint is started as in production (`python -m
-app.serve`: HAProxy, both speed switches, an embedded Redis with everybody's past), once with each list made anew, once with finished lists
-kept. The serve log, which writes every list down, is turned on and off in one process, turn and turn about, without a pause between two requests: nothing is left
-over for the thread that sends. Load is wrk's, closed loop, turn and turn about with the handler that does nothing, on the same machine. The shop is simulated. What
-it leaves out: a network, more replicas than one, and shoppers who do something between two requests (`p2_freshness`).
+app.serve`: HAProxy, both speed switches, an embedded Redis with everybody's past): with each list made anew, the same without the serve log,
+and with finished lists kept. The serve log, which writes every list down once its answer is sent, is also turned on and off in one process, turn
+and turn about, without a pause between two requests: nothing is left over for it and the thread that sends. Load is wrk's, closed loop, turn and
+turn about with the handler that does nothing, on the same machine. The shop is simulated. What it leaves out: a network, more replicas than one,
+and shoppers who do something between two requests (`p2_freshness`).
 """
 
 import argparse
@@ -50,7 +51,6 @@ from reco.features.store import OnlineStore, Past
 from reco.moment import ranker_rows
 from reco.pipeline import RecommendationRequest, UserEvent, recommend, request_history
 from reco.schemas import EVENTS
-from reco.settings import Serving
 
 CONNECTIONS = 1, 8, 32
 ROUNDS = 3   # turns of each system at each number of connections
@@ -124,25 +124,24 @@ TURN = 1_000  # requests before the serve log is turned on or off: seconds, in w
 
 
 def noting(shop: Made, n: int) -> list[dict]:
-    """What the serve log takes from an answer: a request as the contract handles it, lists written down or not, turn and turn about."""
+    """What the serve log takes from the answers: a request as the contract handles it, lists written down or not, turn and turn about."""
     bundle, store, settings, lost = load_bundle(shop.bundle_folder()), shop.store(), shop.settings(), []
     log, seconds, cpu_s = open_log(settings, lost.append), {True: [], False: []}, {True: 0.0, False: 0.0}
     topic, asked = lists_section(settings.stream, settings.served).topic, [RecommendationRequest(u, K) for u in (shop.users * (n // len(shop.users) + 1))[:n]]
 
-    def answer(request: RecommendationRequest, on: bool) -> None:
+    def answer(request: RecommendationRequest, on: bool) -> float:
         began = time.perf_counter()
         found = recommend(request, bundle, store)
-        if on: log.note(Shown(request, found, time.time_ns() // 1_000_000, 1000 * (time.perf_counter() - began)))
+        took = time.perf_counter() - began
+        if on: log.note(Shown(request, found, time.time_ns() // 1_000_000, 1000 * took))  # as the contract does it: when the answer is sent
+        return took
     for request in asked[:20]: answer(request, False)
     before, noted = store.client.xlen(topic), 0
     for k in range(0, n, TURN):
         for on in (True, False) if k // TURN % 2 else (False, True):
             some = [replace(r, request_id=f"{k}-{i}") for i, r in enumerate(asked[k:k + TURN])]
             busy = time.process_time()
-            for r in some:
-                began = time.perf_counter()
-                answer(r, on)
-                seconds[on].append(time.perf_counter() - began)
+            seconds[on] += [answer(r, on) for r in some]
             if on: noted += len(some)
             log.flush()  # what a turn leaves over is not the next one's to bear
             cpu_s[on] += time.process_time() - busy  # of all threads: what a busy machine does not change so much
@@ -236,11 +235,11 @@ def together(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {"rps": round(requests / sum(r["seconds"] for r in rounds))} | middle | {"requests": int(requests)}
 
 
-def over_http(shop: Made, seconds: int, folder: Path, keep_s: int) -> list[dict]:
+def over_http(shop: Made, seconds: int, folder: Path, keep_s: int, log: bool = True) -> list[dict]:
     """The endpoint and the no-op by turns, at each number of connections."""
-    kept = {"SERVING_CACHE_SECONDS": keep_s} if "cache_seconds" in Serving.model_fields else {}
+    kept = {"SERVING_CACHE_SECONDS": keep_s, "SERVED_ON": str(log).lower()}
     systems = {"no-op": [path_of(u, K, NOTHING) for u in shop.users], "reco": [path_of(u, K) for u in shop.users]}
-    name, rows = f"lists kept for {keep_s} s" if keep_s else "each list made anew", []
+    name, rows = (f"lists kept for {keep_s} s" if keep_s else "each list made anew") + ("" if log else ", none written down"), []
     with running(shop, beside=True, **kept) as endpoint:
         for paths in systems.values(): wrk(endpoint.url, paths, 4, seconds, folder)
         for c in CONNECTIONS:
@@ -288,7 +287,8 @@ def measured(args: argparse.Namespace) -> list[dict]:
     with shop_of(args, args.asking) as shop, TemporaryDirectory() as scripts:
         if args.quick: return alone(shop, 50) + noting(shop, 100) + through_the_app(shop, 30) + large(shop, 2, 20)
         rows = in_a_process(alone, shop, 2_000) + in_a_process(noting, shop, 8_000) + (large(shop, args.copies, 2_000) if args.copies > 1 else [])
-        for keep_s in () if args.alone else dict.fromkeys((0, args.keep)): rows += over_http(shop, args.seconds, Path(scripts), keep_s)
+        if args.alone: return rows
+        for keep_s, log in dict.fromkeys(((0, True), (0, False), (args.keep, True))): rows += over_http(shop, args.seconds, Path(scripts), keep_s, log)
     return rows
 
 

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['OF_ITEM', 'TEAM', 'SERVED', 'EXPOSURES_KEY', 'PARTS', 'WHOLE', 'log', 'T', 'EVERY_S', 'BITE', 'PAUSE_S', 'CHANCES',
            'served_list', 'lists_section', 'list_id', 'lists_frame', 'exposures_of', 'fault_of', 'hold_lists',
-           'ServeLog', 'records_of']
+           'ServeLog']
 
 # %% ../../nbs/15e_data.served.ipynb #d1eaeb3c
 import json
 import logging
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -119,7 +118,7 @@ def hold_lists(
 
 # %% ../../nbs/15e_data.served.ipynb #d9c3a98d
 log, T = logging.getLogger("reco.served"), TypeVar("T")
-EVERY_S, BITE, PAUSE_S = .25, 20, 2. # between two rounds; lists per send; after a send that failed
+EVERY_S, BITE, PAUSE_S = .25, 50, 2. # between two rounds; lists per send; after a send that failed
 CHANCES = 5 # sends that fail in a way no bus does, until what cannot be sent is given up
 
 class _Waiting(Generic[T]):
@@ -131,22 +130,31 @@ class _Waiting(Generic[T]):
         most:int,                           # that may wait; beyond it the newest are lost
     ):
         self.producer, self.as_list, self.lost, self.most, self.turn = producer, as_list, lost, most, threading.Lock()
-        self.waiting:deque[T] = deque()
-        self.bite:deque[Record] = deque() # in hand: encoded, and perhaps on the bus already
+        self.waiting:deque[Record] = deque()
+        self.bite:deque[Record] = deque() # in hand, and perhaps on the bus already
         self.failed = 0                   # sends of it that failed in a way no bus does
 
     @property
     def left(self)->int: return len(self.waiting) + len(self.bite) # lists that are not known to be on the bus
 
-    def note(self, shown:T)->None: # returns at once
-        if len(self.waiting) < self.most: self.waiting.append(shown)
-        else: self.lost(1)
+    def note(self, what:T)->None:
+        "Encode it and keep it; raises nothing."
+        if len(self.waiting) >= self.most: return self._lose(1, "")
+        try: self.waiting.append(Record((shown := self.as_list(what))["request_id"], SERVED.encode(shown)))
+        except Exception as e: self._lose(1, f"a list cannot be written down: {type(e).__name__}")
+
+    def _lose(self,
+        n:int,
+        why:str,  # empty when it was said already
+    )->None:
+        if why: log.error(why)
+        self.lost(n)
 
     def flush(self)->None:
         "Send what waits; raises what the producer raises, and then it goes on waiting."
         with self.turn:
             while self.left:
-                if not self.bite: self.bite.extend(records_of([self.waiting.popleft() for _ in range(min(BITE, len(self.waiting)))], self.as_list, self.lost))
+                if not self.bite: self.bite.extend(self.waiting.popleft() for _ in range(min(BITE, len(self.waiting))))
                 self._send()
 
     def _send(self)->None: # the bite
@@ -167,9 +175,7 @@ class _Waiting(Generic[T]):
         while self.bite:
             try: self._out([self.bite[0]])
             except BusError: raise
-            except Exception as e:
-                log.error("a list cannot be sent: %s: %s", type(e).__name__, e)
-                self.lost(1)
+            except Exception as e: self._lose(1, f"a list cannot be sent: {type(e).__name__}: {e}")
             self.bite.popleft()
 
 # %% ../../nbs/15e_data.served.ipynb #df4a2fb6
@@ -189,9 +195,7 @@ class ServeLog(_Waiting[T]):
         "Send what waits, as far as the bus takes it."
         self.ended.set()
         try: self.flush()
-        except Exception as e:
-            log.error("%s: %s; %d lists were not written down", type(e).__name__, e, self.left)
-            self.lost(self.left)
+        except Exception as e: self._lose(self.left, f"{type(e).__name__}: {e}; {self.left} lists were not written down")
 
     def _run(self)->None:
         down = False
@@ -201,19 +205,3 @@ class ServeLog(_Waiting[T]):
                 if not down: log.error("%s: %s; lists wait in memory", type(e).__name__, e)
                 down = True
             else: down = False
-
-# %% ../../nbs/15e_data.served.ipynb #292cea78
-def records_of(
-    noted:Sequence[T],
-    as_list:Callable[[T], dict],  # to a ServedList
-    lost:Callable[[int], object], # told how many cannot be encoded
-)->list[Record]:
-    "Lists as the bus takes them; one that cannot be written down must not hold up the others."
-    out = []
-    for what in noted:
-        time.sleep(0) # a request that came in need not wait for the whole bite
-        try: out.append(Record((shown := as_list(what))["request_id"], SERVED.encode(shown)))
-        except Exception as e:
-            log.error("a list cannot be written down: %s", type(e).__name__)
-            lost(1)
-    return out
