@@ -172,6 +172,37 @@ class Change(BaseModel):
     discount: float|None = Field(None, ge=0, le=1, allow_inf_nan=False, strict=True, description="share of the price taken off")
     stock: int|None = Field(None, ge=0, le=2**53, strict=True, description="0 is sold out")
 
+class CandidateOfList(BaseModel):
+    "An item that was proposed, and what became of it."
+    item_id: str
+    sources: dict[str, int] = Field(description="candidate source → the place that it gave the item, 1 is best; empty where none proposed it")
+    score: float|None = Field(description="the chance that the shopper touches it within the horizon; null for a pin that nobody proposed")
+    place: int|None = Field(description="by score alone, 1 is best; null for a pin that nobody proposed")
+    fate: str = Field(description="shown, beyond_k (good enough for no slot), or the rule that took it out", examples=["shown", "out_of_stock"])
+    slot: int|None = Field(description="in the list, 1 is first; null when it is not shown")
+    moved: str = Field(description="what brought it up to its slot: pinned, boosted, varied or explored; empty for nothing but its score")
+
+class PastEventOf(BaseModel):
+    "Something that the endpoint knows of a shopper."
+    item_id: str
+    event: str
+    ts: int = Field(description="ms since 1970")
+
+class TakenApart(BaseModel):
+    "A list and everything that it was chosen from."
+    user_id: str = Field(description="as it was asked for")
+    bundle_id: str
+    variant: str|None = Field(description="experiment=variant; null outside of experiments. Where two lists are drafted into one, the first of them is taken apart")
+    fallback: bool
+    without: list[str] = Field(description="what failed or was late and was done without")
+    seconds: dict[str, float] = Field(description="stage → seconds it took")
+    past: list[PastEventOf] = Field(description="the latest that is known of the shopper, newest first")
+    proposed: dict[str, int] = Field(description="candidate source → candidates")
+    dropped: dict[str, int] = Field(description="rule → candidates that it took out")
+    count: int = Field(description="candidates in all")
+    candidates: list[CandidateOfList] = Field(description="those of the list first, in its order, then the others by place")
+    recommendations: list[Recommendation] = Field(description="the list, each item with its why")
+
 class Changed(BaseModel):
     "What became of a change."
     item_id: str
@@ -340,6 +371,9 @@ class Service(Protocol):
 
     def explained(self, request: RecommendationRequest) -> tuple[RecommendationResponse, list[dict]]:
         "The same, and a `Why` for each item."
+
+    def taken_apart(self, request: RecommendationRequest) -> dict:
+        "The same list as the contract's `TakenApart`; raises `RequestError`."
 
     def note(self, shown: Shown) -> None:
         "Write a list down; returns at once."
@@ -579,6 +613,21 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> Callable
             answers.append({"user_id": r.user_id, "recommendations": items})
             lists.append(shown)
         return Response(to_json({"answers": answers}), headers=named(name), media_type="application/json", background=noting(service, lists))
+
+    @app.get("/why/v1/{user_id:text}", response_model=TakenApart, tags=["operations"], operation_id="why", dependencies=[Depends(allowing(service, ("admin",)))],
+             summary="A list taken apart: every candidate, who proposed it, and what became of it", responses=wrong | {403: _problem_docs("not an admin's key")})
+    async def why(
+        request: Request,
+        user_id: Annotated[str, PathParam(min_length=1, max_length=MAX_ID, description="the shop's own id of the shopper, known or not; percent-encoded")],
+        k: K = 10,
+        surface: Annotated[Surface, Query(description="where in the shop")] = "for_you",
+        context_item: Annotated[Sequence[Id], Query(max_length=MAX_BASKET, description="the item of the page, or each item of the cart")] = (),
+        filter: Wanted = "",
+    ) -> Response: # it is shown to no shopper, so it is not written down
+        asked = RecommendationRequest(user_id, k, None, (), surface, context_item, filter, request_id(request))
+        try: found = await run_in_threadpool(service.taken_apart, asked)
+        except RequestError as e: raise unprocessable(str(e)) from None
+        return Response(to_json(found | {"user_id": user_id}), headers=named(asked.request_id), media_type="application/json")
 
     return lambda asked: reply({"user_id": asked.user_id}, asked)
 

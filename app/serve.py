@@ -3,6 +3,7 @@ import atexit
 import contextlib
 import io
 import logging
+import math
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from app.meter import FOLDER, Meter
 from app.ports import free_port, port_free, reach
 from app.shown import Shown, open_log
 from app.telling import Teller
+from reco.anatomy import Anatomy, taken_apart
 from reco.bundle import BundleError, ModelBundle
 from reco.bundle_store import Root, bundles_root
 from reco.candidates.content import Content
@@ -44,6 +46,7 @@ from reco.online import online_of
 from reco.pipeline import RecommendationRequest, RecommendationResponse, answer, recommend, response
 from reco.published import Publication
 from reco.redis_server import asking
+from reco.schemas import EVENTS
 from reco.settings import Settings, SettingsError, find_settings, load_settings
 
 if TYPE_CHECKING:
@@ -173,6 +176,11 @@ class Replica:
         of = lambda x: (whys[-1] if x.team == placed.teams[1] else whys[0]).get(x.item_id) or whys[-1][x.item_id]
         return found, [of(x) for x in found.items]
 
+    def taken_apart(self, request: RecommendationRequest) -> dict:
+        placed = self.place(request)
+        made, said = taken_apart(placed.asked, placed.bundle, self.store), online_of(placed.bundle, self.store).newest.titles
+        return as_parts(made, titles_of(placed.bundle, said)) | {"variant": placed.label}
+
     def take(self, events: list[dict]) -> int: # events that are on the bus now, and in the online store if it answers
         "Make events durable, then let the next list know them; raises `NotTaken` or `BusError`."
         if self.intake is None: raise BusError("no bus was opened")
@@ -209,6 +217,24 @@ def as_why(
     contributions = [{"feature": c.feature, "meaning": c.meaning, "value": c.value, "log_odds": c.log_odds} for c in e.contributions]
     return {"reason": in_words(e.reason, title), "because": list(e.reason.because), "sources": e.sources, "log_odds": e.log_odds, "base": e.base,
             "contributions": contributions, "rest": e.rest}
+
+PAST_TOLD, CANDIDATES_TOLD = 50, 500 # events and candidates of a list that is taken apart
+
+def as_parts(
+    made: Anatomy,
+    title: Callable[[str], str], # of an item_id
+) -> dict:                       # the contract's `TakenApart`, without shopper and variant
+    "A list taken apart, as the contract has it."
+    a, found = made.answer, response(made.answer)
+    newest = slice(None, -PAST_TOLD - 1, -1)
+    past = zip(a.bundle.ids.external(a.h.item[newest]), a.h.event[newest].tolist(), a.h.ts[newest].tolist(), strict=True)
+    chance = lambda odds: None if odds is None else round(1/(1 + math.exp(-odds)), 6)
+    candidates = [{"item_id": c.item_id, "sources": c.sources, "score": chance(c.log_odds), "place": c.place, "fate": c.fate, "slot": c.slot, "moved": c.moved}
+                  for c in made.candidates[:CANDIDATES_TOLD]]
+    items = [{"item_id": x.item_id, "score": x.score, "why": as_why(e, title)} for x, e in zip(found.items, made.why, strict=True)]
+    return {"bundle_id": found.bundle_id, "fallback": found.fallback, "without": list(found.without), "seconds": found.seconds,
+            "past": [{"item_id": i, "event": EVENTS[e], "ts": ts} for i, e, ts in past],
+            "proposed": made.proposed, "dropped": made.dropped, "count": len(made.candidates), "candidates": candidates, "recommendations": items}
 
 BUS_S = 2 # a request waits so long for the bus
 

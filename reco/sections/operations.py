@@ -125,6 +125,8 @@ class Reports(Section):
 
 class App(Section):
     port: int = Field(8501, ge=1, le=65535, description="port of the Streamlit app")
+    endpoint: str = Field("", pattern=r"^(https?://\S+)?$", description="address of the endpoint; empty is [serving] host and port on this machine")
+    key: SecretStr = Field(SecretStr(""), description="a key of the endpoint, where it asks for one: a client's shows lists, an admin's says why too")
 
 # %% ../../nbs/00d_sections.operations.ipynb #2d5d96e3
 CRON = (("minute", 0, 59), ("hour", 0, 23), ("day of month", 1, 31), ("month", 1, 12), ("day of week", 0, 6))
