@@ -23,7 +23,7 @@ STYLE = """<style>
 [class*="st-key-card-"]:focus-within:has(:focus-visible) {outline:3px solid #2a7de1; outline-offset:2px}
 [class*="st-key-card-"] > div {width:100% !important}
 [class*="st-key-card-"] > div:last-child {margin-top:auto}
-[class*="st-key-card-"] .stButton {padding:0 12px}
+[class*="st-key-open-"] {position:static !important} [class*="st-key-card-"] .stButton {padding:0 12px}
 [class*="st-key-card-"] button {position:static; text-align:left; justify-content:flex-start; padding:0; min-height:0; width:100%; outline:none; box-shadow:none !important}
 [class*="st-key-card-"] button::after {content:""; position:absolute; inset:0}
 [class*="st-key-card-"] button p {font-weight:600; line-height:1.3; overflow-wrap:anywhere; white-space:normal; text-align:left}
@@ -140,7 +140,7 @@ def shelf(
         for n, (item, x) in enumerate(zip(items, look.found.items, strict=True)):
             with st.container(key=f"card-{name}-{n}"):
                 st.html(top(item, moved))
-                st.button(plain(shortened(named(item))), key=f"open-{name}-{n}", type="tertiary", on_click=opened, args=(item["item_id"],))
+                st.button(plain(shortened(named(item))), key=f"open-{name}-{n}", type="tertiary", wrap=True, on_click=opened, args=(item["item_id"],))
                 st.html(foot(item, x))
     st.html(f'<div class="shop-note">{how_made(look.found)}</div>')
 

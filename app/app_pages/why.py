@@ -23,7 +23,7 @@ from app.apart import (
 from app.charts import bars, drawn
 from app.client import Anatomy, NotAllowed, Scored
 from app.page import address, described, endpoint, lead, read, shown
-from app.storefront import capital, drawing, named
+from app.storefront import capital, drawing, named, plain
 from app.visit import DOING, Visit
 from reco.data.lake import LakeError
 
@@ -123,7 +123,8 @@ def one_item(a: Anatomy, titles: dict[str, str], first: str, name: str) -> None:
     ids = [x.item_id for x in a.items]
     number = {i: n for n, i in enumerate(ids, 1)}
     chosen = st.selectbox("Item of the list", ids, ids.index(first) if first in ids else 0, format_func=lambda i: f"{number[i]} · {titles[i]}", key=f"item-{name}-{'-'.join(ids)[:80]}")
-    if first and first not in ids: st.caption(f"The list is made anew each time: {titles.get(first) or title_of(first)} is not on it any more. “Why is an item not on the list?” below says what became of it.".replace("$", "\\$"))
+    if first and first not in ids:
+        st.caption(f"The list is made anew each time, and {plain(titles.get(first) or title_of(first))} is not on it now. “Why is an item not on the list?” below says what became of it.")
     x: Scored = a.items[number[chosen] - 1]
     [item] = described([chosen]).to_dicts()
     by = "".join(f"<li>{escape(source_name(s))} · <b style='font-size:inherit'>{ordinal(n)}</b></li>" for s, n in x.why.sources.items())
