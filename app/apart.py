@@ -140,9 +140,12 @@ def bump(
     "Lines from the place by score to the slot."
     known = [w for w in COLOURS if w in set(frame["what"])]
     most = int(frame["at"].max())
+    far = most > 30 # then the first places would lie on each other, were the scale not a logarithm
+    scale = alt.Scale(type="log" if far else "linear", domain=[most*1.15, 0.87] if far else [most + 0.5, 0.5], nice=False, zero=False)
+    ticks = [t for t in (1, 2, 3, 5, 10, 20, 50, 100, 200, 500) if t <= most] if far else sorted({1, *frame["at"]})
     base = alt.Chart(frame).encode(
         x=alt.X("side:N", title=None, sort=["place by score", "slot on the list"], axis=alt.Axis(orient="top", labelAngle=0), scale=alt.Scale(padding=0.3)),
-        y=alt.Y("at:Q", title="place (1 is best)", scale=alt.Scale(domain=[most + 0.5, 0.5], nice=False, zero=False), axis=alt.Axis(tickMinStep=1, format="d", grid=False, values=sorted({1, *frame["at"]}) if most <= 30 else alt.Undefined)),
+        y=alt.Y("at:Q", title="place (1 is best)", scale=scale, axis=alt.Axis(format="d", grid=False, values=ticks)),
         color=alt.Color("what:N", title="owes its slot to", scale=alt.Scale(domain=known, range=[COLOURS[w] for w in known]), legend=alt.Legend(orient="bottom", columns=2)),
         detail="item_id:N", tooltip=[alt.Tooltip("title:N", title="item"), alt.Tooltip("at:Q", title="place"), alt.Tooltip("what:N", title="owes its slot to")])
-    return alt.layer(base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=70, opacity=1)).properties(height=max(200, 22*most if most <= 30 else 480))
+    return alt.layer(base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=70, opacity=1)).properties(height=480 if far else max(200, 22*most))

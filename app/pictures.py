@@ -69,8 +69,10 @@ def shape_of(
 ) -> str:          # of SHAPES
     "What an item looks like: by the last word of its title that is known, then of its category, else one shape per category."
     for text in (title, category.rpartition("/")[2], category):
-        for word in reversed(re.findall(r"[a-z]+", text.lower())):
+        words = re.findall(r"[a-z]+", text.lower())
+        for before, word in reversed(list(zip(["", *words], words, strict=False))):
             for known in (word, word.removesuffix("s"), word.removesuffix("es")):
+                if f"{before} {known}" in SHAPES: return f"{before} {known}" # a sleeping bag is no bag
                 if known in WORDS: return WORDS[known]
     return PLAIN[crc32(category.encode()) % len(PLAIN)]
 

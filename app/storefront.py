@@ -26,7 +26,7 @@ STYLE = """<style>
 [class*="st-key-open-"] {position:static !important} [class*="st-key-card-"] .stButton {padding:0 12px}
 [class*="st-key-card-"] button {position:static; text-align:left; justify-content:flex-start; padding:0; min-height:0; width:100%; outline:none; box-shadow:none !important}
 [class*="st-key-card-"] button::after {content:""; position:absolute; inset:0}
-[class*="st-key-card-"] button p {font-weight:600; line-height:1.3; overflow-wrap:anywhere; white-space:normal; text-align:left}
+[class*="st-key-card-"] button p {font-weight:600; line-height:1.3; overflow-wrap:anywhere; white-space:normal; text-wrap:pretty; text-align:left}
 .shop-photo {position:relative; line-height:0}
 .shop-photo img {width:100%; aspect-ratio:5/4; object-fit:cover; display:block}
 .shop-photo.out img {filter:grayscale(1); opacity:.55}
@@ -179,5 +179,5 @@ def how_made(
     parts = [f"{n} item{'s' if n != 1 else ''} in {1000*found.seconds:.0f} ms", "reasons worked out" if n and found.items[0].why else "",
              "the list of a moment ago, nothing happened since" if found.kept else "", "nothing is known yet, so it is what is popular" if found.fallback else "",
              f"made without {escape(', '.join(found.without))}, which did not answer in time" if found.without else "",
-             f"experiment {escape(found.variant)}" if found.variant else ""]
+             f"experiment {escape(found.variant.replace('=', ': '))}" if found.variant else ""]
     return " · ".join(p for p in parts if p)

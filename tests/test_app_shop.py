@@ -12,7 +12,7 @@ from shop_floor import ODD, few_events, listening, open_shop, sleepy, stocked
 from streamlit.testing.v1 import AppTest
 
 import app.page
-from app.client import Client, Recommended, Scored
+from app.client import Client, Recommended, Scored, Why
 from app.keys import load_keys
 from app.pictures import SHAPES, WORDS, picture, shape_of
 from app.ports import free_port
@@ -276,7 +276,6 @@ def test_markdown_shows_a_title_as_it_is():
 
 def test_cards_escape_every_text_of_the_shop():
     item = {"item_id": "<i>1</i>", "title": ODD, "category": '"><script>', "price": 3.5, "discount": 0.1, "available": True}
-    from app.client import Why
     said = top(item, {}) + foot(item, Scored("1", 0.5, Why("because you viewed <b>x</b>", (), {}, None, None, (), 0.0)))
     assert not any(tag in said for tag in ("<b>", "<i>", "<script>")) and "Because you viewed &lt;b&gt;x" in said and "3.15" in said
 
@@ -324,5 +323,6 @@ def test_every_shape_can_be_drawn(shape):
 def test_things_look_like_what_they_are_called():
     assert shape_of("Tarn Running Sock Delta 2", "Sport / Running / Socks") == "sock"
     assert shape_of("Juniper Memory Card Summit 6", "") == "memory card"
+    assert shape_of("Solis Sleeping Bag Ember 3", "") == "sleeping bag" and shape_of("Tote Bag", "") == "bag"
     assert shape_of("X 9", "Home / Knives") == "knife" and shape_of("X 9", "category_7") == shape_of("Y", "category_7")
     assert len({shape_of("", f"category_{n}") for n in range(60)}) > 5

@@ -12,7 +12,9 @@ from streamlit.testing.v1 import AppTest
 
 import app.page
 from app.apart import (
+    MOVED,
     RULES,
+    SOURCES,
     Asked,
     bump,
     meaning_of,
@@ -195,7 +197,6 @@ def test_odd_titles_are_data(page, bundle, trained, shopper):
 
 
 def test_there_are_words_for_all_that_the_platform_has():
-    from app.apart import MOVED, SOURCES
     assert set(RULES) == set(FATES[2:]) and set(MOVED) == set(MOVES) and set(SOURCES) == set(BUILT_IN)
     assert source_name("past_als") == "learned tastes (ALS), by their past" and source_name("mine") == "mine"
     assert [ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)] == ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th"]

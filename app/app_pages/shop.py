@@ -120,6 +120,7 @@ def item_page(visit: Visit, item_id: str) -> None: # raises `EndpointError`
         with st.container(horizontal=True):
             st.button("Add to cart", icon=":material/add_shopping_cart:", key="add", disabled=not in_stock(item), on_click=add, args=(visit, item))
             st.button("Buy now", icon=":material/shopping_bag:", key="buy", type="primary", disabled=not in_stock(item), on_click=buy, args=(visit, item))
+        if not in_stock(item): st.caption("Sold out, as the newest catalogue in the lake has it. The endpoint goes by what it was told (`PUT /items/v1`) or by its last model, so a list may still show it.")
         came = visit.came.get(item_id)
         st.caption(f"You came here from “{SHELVES[came.surface][0]}”: what you do with it is credited to that list." if came else "You came here by a link, so no list gets the credit.")
         if came and visit.user_id: st.button("Why was it on that list?", icon=":material/psychology_alt:", key="why-item", type="tertiary", on_click=take_apart, args=(visit, came, item_id))
@@ -134,6 +135,8 @@ def buy(visit: Visit, item: dict) -> None: visit.buys({item["item_id"]: 1}, {ite
 
 # ---- the past -----------------------------------------------------------------------------------------------------
 
+def counted(n: int, what: str) -> str: return f"{n:,} {what}{'s' if n != 1 else ''}"
+
 def past(visit: Visit) -> None:
     "What was done in this visit, and what the lake has of the shopper."
     mine = pl.DataFrame(visit.done, schema={"event_id": pl.String, "ts": pl.Int64, "event": pl.String, "item_id": pl.String, "price": pl.Float64})
@@ -141,13 +144,14 @@ def past(visit: Visit) -> None:
     try: stored = read("interactions", latest_of, visit.user_id) if visit.user_id else mine.drop("where").clear()
     except LakeError: stored = mine.drop("where").clear()
     stored = stored.with_columns(pl.col("event").cast(pl.String), where=pl.lit("before")).join(mine.select("event_id"), on="event_id", how="anti", maintain_order="left")
-    with st.expander(f"What this shopper did ({mine.height + stored.height:,} events)" if visit.user_id else f"What was done in this visit ({mine.height:,} events)", icon=":material/history:"):
+    with st.expander(f"What this shopper did ({counted(mine.height + stored.height, 'event')})" if visit.user_id else f"What was done in this visit ({counted(mine.height, 'event')})", icon=":material/history:"):
         if mine.is_empty() and stored.is_empty():
             st.write("Nothing yet.")
             return
         bought = (stored["event"] == "transaction").sum()
-        if stored.height: st.caption(f"{stored.height:,} events in the lake since {stored['ts'].min():%d %b %Y}, {bought:,} of them purchases; the newest {PAST} are shown. "
-                                     "Events of this visit come into the lake through `python -m app.consumer`; the endpoint knows them at once.")
+        if stored.height:
+            st.caption(f"Before this visit: {counted(stored.height, 'event')} since {stored['ts'].min():%d %b %Y}, {counted(bought, 'purchase')}" + (f"; the newest {PAST} are shown. " if stored.height > PAST else ". ")
+                       + "Events of this visit come into the lake through `python -m app.consumer`; the endpoint knows them at once.")
         both = pl.concat([mine, stored.head(PAST).cast({"ts": pl.Datetime("ms", "UTC")})], how="diagonal_relaxed")
         items = described(both["item_id"].unique().to_list()).select("item_id", "title", "category")
         table = both.join(items, on="item_id", how="left", maintain_order="left").select(
@@ -164,7 +168,7 @@ def notices(visit: Visit) -> None:
         st.success(visit.bought, icon=":material/check_circle:")
         visit.bought = ""
     if visit.trouble:
-        waits = f"{len(visit.unsent)} events wait and are sent with the next one." if visit.unsent else "It was not kept."
+        waits = f"{counted(len(visit.unsent), 'event')} wait to be sent with the next one." if visit.unsent else "It was not kept."
         st.warning(f"The endpoint did not take what you did: {plain(visit.trouble)} {waits}", icon=":material/sync_problem:")
 
 def keyless() -> None:

@@ -20,7 +20,7 @@ from app.apart import (
     verdict,
     waterfall,
 )
-from app.charts import bars, drawn
+from app.charts import BLUE, bars, drawn
 from app.client import Anatomy, NotAllowed, Scored
 from app.page import address, described, endpoint, lead, read, shown
 from app.storefront import capital, drawing, named, plain
@@ -29,6 +29,7 @@ from reco.data.lake import LakeError
 
 K = 12 # items of the list, as on the Shop page
 SHOPPERS = 200
+GREY = "#8b909a" # beside what matters
 LISTS = {"for_you": "Recommended for You", "similar": "Similar Items", "bought_together": "Frequently Bought Together"}
 STYLE = """<style>
 .st-key-why-figures {display:grid !important; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); gap:12px} .st-key-why-figures > div {width:auto !important; min-width:0}
@@ -51,10 +52,12 @@ def shoppers() -> list[str]: # the most active first; none without a lake
     try: return read("interactions", most_active, SHOPPERS)["user_id"].to_list()
     except LakeError: return []
 
-def items_of(user_id: str) -> list[str]: # worth a page to ask about
-    try: found = read("interactions", touched, user_id)["item_id"].to_list()
-    except LakeError: found = []
-    return found or described([]).get_column("item_id").to_list()
+def items_of(user_id: str) -> list[str]: # what the shopper touched, the latest first; none without a lake
+    try: return read("interactions", touched, user_id)["item_id"].to_list()
+    except LakeError: return []
+
+def titles_of(ids: list[str]) -> dict[str, str]: # item_id → what it is called
+    return dict(zip(ids, map(named, described(ids).to_dicts()), strict=True))
 
 def before() -> Asked:
     "What the Shop page wants taken apart, or the list of whoever shops there."
@@ -62,8 +65,6 @@ def before() -> Asked:
     asked: Asked|None = st.session_state.get("why")
     if asked is None: st.session_state["why"] = asked = Asked(visit.user_id if visit else "")
     return asked
-
-def title_of(item_id: str) -> str: return named(described([item_id]).to_dicts()[0])
 
 def pick() -> Asked|None: # None: something is missing, and the page says what
     "Whose list, and which."
@@ -79,8 +80,8 @@ def pick() -> Asked|None: # None: something is missing, and the page says what
     context: list[str] = []
     if surface != "for_you":
         mine = list(asked.context) if surface == asked.surface else []
-        options = list(dict.fromkeys([*mine, *items_of(user_id)]))
-        context = st.multiselect("Item of the page" if surface == "similar" else "What is in the cart", options, mine or options[:1], format_func=title_of, key=f"about-{asked.name}-{surface}-{user_id}",
+        names = titles_of(options := list(dict.fromkeys([*mine, *items_of(user_id)])))
+        context = st.multiselect("Item of the page" if surface == "similar" else "What is in the cart", options, mine or options[:1], format_func=lambda i: names.get(i, i), key=f"about-{asked.name}-{surface}-{user_id}",
                                  max_selections=1 if surface == "similar" else 20, accept_new_options=True, help="What the shopper touched is listed; any other item's id can be typed.")
         if not context:
             st.info("Choose an item: this list is made around one.", icon=":material/info:")
@@ -101,7 +102,7 @@ def figures(a: Anatomy) -> None:
         for label, value, about in (("Candidates", f"{a.about['count']:,}", "Items that any source proposed, each once"), ("Taken out by rules", f"{out:,}", "Sold out, banned, bought not long ago, or too much of the same"),
                                     ("Shown", f"{len(a.items)}", "Items of the list"), ("Time", f"{ms:,.0f} ms", "All stages together; working out the reasons is not counted")):
             st.metric(label, value, help=about, border=True)
-    notes = [f"experiment {a.about['variant']}" if a.about["variant"] else "", "nothing is known of this shopper or page, so it is what is popular" if a.about["fallback"] else "",
+    notes = [f"experiment {a.about['variant'].replace('=', ': ')}" if a.about["variant"] else "", "nothing is known of this shopper or page, so it is what is popular" if a.about["fallback"] else "",
              f"made without {', '.join(a.about['without'])}, which did not answer in time" if a.about["without"] else "", f"model {a.about['bundle_id']}"]
     st.html(f'<div style="font-size:.85rem; opacity:.8">{escape(capital(" · ".join(n for n in notes if n)))}</div>')
 
@@ -124,7 +125,7 @@ def one_item(a: Anatomy, titles: dict[str, str], first: str, name: str) -> None:
     number = {i: n for n, i in enumerate(ids, 1)}
     chosen = st.selectbox("Item of the list", ids, ids.index(first) if first in ids else 0, format_func=lambda i: f"{number[i]} · {titles[i]}", key=f"item-{name}-{'-'.join(ids)[:80]}")
     if first and first not in ids:
-        st.caption(f"The list is made anew each time, and {plain(titles.get(first) or title_of(first))} is not on it now. “Why is an item not on the list?” below says what became of it.")
+        st.caption(f"The list is made anew each time, and {plain(titles.get(first) or titles_of([first])[first])} is not on it now. “Why is an item not on the list?” below says what became of it.")
     x: Scored = a.items[number[chosen] - 1]
     [item] = described([chosen]).to_dicts()
     by = "".join(f"<li>{escape(source_name(s))} · <b style='font-size:inherit'>{ordinal(n)}</b></li>" for s, n in x.why.sources.items())
@@ -165,7 +166,7 @@ def sources(a: Anatomy) -> None:
     best, most = there.row(0, named=True), max(a.about["proposed"], key=lambda s: a.about["proposed"][s])
     st.markdown(f"**“{capital(best['name'])}” knew {best['x']} of the {len(a.items)} items shown; “{source_name(most)}” proposed most, {a.about['proposed'][most]}.**")
     order = frame.group_by("name").agg(pl.col("x").sum()).sort(["x", "name"], descending=[True, False])["name"].to_list()
-    drawn(bars(frame, "candidates", "d", order), "Candidates by source, those on the list beside those that were only proposed: " + "; ".join(f"{r['name']} {r['x']} on the list" for r in there.to_dicts()))
+    drawn(bars(frame, "candidates", "d", order, [BLUE, GREY]), "Candidates by source, those on the list beside those that were only proposed: " + "; ".join(f"{r['name']} {r['x']} on the list" for r in there.to_dicts()))
     silent = [source_name(s) for s, n in a.about["proposed"].items() if not n]
     if silent: st.caption(f"Had nothing to propose: {', '.join(silent)}.")
 
@@ -189,12 +190,14 @@ def moves(a: Anatomy, titles: dict[str, str]) -> None:
     st.subheader("From the ranker's order to the list", help="Behind the ranker, rules take items out, the list is made more varied, and the shop's pins and boosts are applied.", anchor=False)
     frame = slopes(a.candidates)
     raised = frame.filter(~pl.col("what").is_in([MOVED[""], "taken out by a rule"]))["item_id"].n_unique()
-    gone, last = frame.filter(pl.col("what") == "taken out by a rule").height, frame["at"].max()
+    gone = frame.filter(pl.col("what") == "taken out by a rule").height
+    last = frame.filter((pl.col("what") == MOVED[""]) & (pl.col("side") == "place by score"))["at"].max()
     if not raised and not gone:
         st.write("Nothing was moved: the list is in the ranker's own order.")
         return
-    st.markdown("**" + " ".join([f"{raised} of {len(a.items)} items owe their slot to something else than their score." if raised else "Every item owes its slot to its score.",
-                                 f"What rules took out let items up to place {last} onto the list." if gone else ""]).strip() + "**")
+    said = f"{raised} of {len(a.items)} items owe their slot to something else than their score." if raised else "Every item owes its slot to its score."
+    room = f" What rules took out made room for items down to place {last}." if gone and not raised and last and last > len(a.items) else ""
+    st.markdown(f"**{said}{room}**")
     drawn(bump(frame.with_columns(title=pl.col("item_id").replace_strict(titles, return_dtype=pl.String))), "Lines from each item's place by score to its slot on the list")
 
 def timing(a: Anatomy) -> None:
@@ -213,8 +216,8 @@ def not_there(a: Anatomy, asked: Asked) -> None:
     st.subheader("Why is an item not on the list?", anchor=False)
     ids = [c["item_id"] for c in a.candidates if c["slot"] is None]
     options = list(dict.fromkeys([*([asked.item] if asked.item in ids else []), *ids]))
-    names = dict(zip(options, map(named, described(options).to_dicts()), strict=True))
-    item = st.selectbox("Item", options, 0 if asked.item in ids else None, format_func=lambda i: f"{names.get(i, i)} ({i})", key=f"absent-{asked.name}", accept_new_options=True, placeholder="Choose a candidate, or type any item's id")
+    names = titles_of(options)
+    item = st.selectbox("Item", options, 0 if options else None, format_func=lambda i: f"{names.get(i, i)} ({i})", key=f"absent-{asked}", accept_new_options=True, placeholder="Choose a candidate, or type any item's id")
     if not item: return
     item = item.strip()
     unknown = item not in names and described([item])["title"][0] is None
@@ -233,8 +236,7 @@ def page() -> None:
     except NotAllowed:
         st.error("Looking behind a list needs an admin's key of the endpoint. Set `RECO_APP_KEY` to one and start the app again.", icon=":material/key:")
         return
-    ids = list(dict.fromkeys([c["item_id"] for c in a.candidates] + [x.item_id for x in a.items]))
-    titles = dict(zip(ids, map(named, described(ids).to_dicts()), strict=True))
+    titles = titles_of(list(dict.fromkeys([c["item_id"] for c in a.candidates] + [x.item_id for x in a.items])))
     figures(a)
     if not a.items:
         st.info("The endpoint had nothing to show for this.", icon=":material/info:")
