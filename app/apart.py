@@ -18,6 +18,7 @@ class Asked:
     context: tuple[str, ...] = ()  # the item of the page, or the cart
     request_id: str = ""           # of a list that was shown: exploration is drawn as it was then
     item: str = ""                 # to begin with
+    k: int = 12                    # how long the list may be
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:8], compare=False) # of the widgets, which begin anew with it
 
 # ---- words --------------------------------------------------------------------------------------------------------

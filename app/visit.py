@@ -18,6 +18,7 @@ class Came:
     request_id: str
     surface: str
     context: tuple[str, ...] = () # what that list was about
+    k: int = 12                   # how long it might be
 
 @dataclass(frozen=True)
 class Look:

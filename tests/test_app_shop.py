@@ -79,6 +79,12 @@ def cards(at: AppTest, surface: str = "for_you") -> list[str]:
 def look(at: AppTest, surface: str = "for_you", about: str = "") -> Look: return at.session_state["visit"].looks[surface, about]
 
 
+def titles(bundle: ModelBundle, ids: list[str]) -> list[str]:
+    """As `stocked` gave them."""
+    places = {x: n for n, x in enumerate(bundle.items["item_id"])}
+    return [f"Tea cup {places[x]}" if places[x] else ODD for x in ids]
+
+
 def sent(replica: Replica, user_id: str) -> list[dict]:
     """What is on the bus of a shopper, as a consumer decodes it."""
     client, codec = replica.intake.producer.client, open_codec(replica.settings.stream)
@@ -203,7 +209,18 @@ def test_a_list_is_taken_apart_on_the_page_of_that(page, shopper):
     press(at, "apart-for_you")
     asked = at.session_state["why"]
     assert (asked.user_id, asked.surface, asked.request_id) == (shopper, "for_you", look(at).found.request_id)
-    assert at.title[0].value == "Why this list?"
+    assert at.title[0].value == "Why this list?" and len(at.dataframe[0].value) == 12
+
+
+def test_a_shelf_is_taken_apart_as_it_was_and_who_shops_now_is_who_is_asked_about(page, bundle):
+    at, item = page(kind="new", shopper="first", item=bundle.items["item_id"][4]), bundle.items["item_id"][4]
+    shown = look(at, "similar", item).found.ids
+    press(at, "apart-similar")
+    assert at.multiselect[0].value == [item] and at.dataframe[0].value["Item"].to_list() == titles(bundle, shown)
+    ran(at.switch_page("app_pages/shop.py").run())
+    press(at, "somebody-else")
+    ran(at.switch_page("app_pages/why.py").run())
+    assert at.selectbox[0].value == at.session_state["visit"].user_id != "first"
 
 
 # ---- what is not there

@@ -53,7 +53,7 @@ def pick(
                          help=f"The {len(active):,} most active are listed; any other id can be typed.")
         elif visit.kind == "new":
             st.text_input("Id of the new shopper", visit.user_id, key=f"new-{visit.session_id}", on_change=changed_shopper, args=("new", f"new-{visit.session_id}"), max_chars=200, width=240)
-            st.button("Somebody else", icon=":material/casino:", on_click=enter, args=("new",))
+            st.button("Somebody else", icon=":material/casino:", key="somebody-else", on_click=enter, args=("new",))
         cart(visit)
     if visit.kind == "anonymous":
         st.caption("Events belong to a shopper's id, so those of this visit are not stored: they stay in this tab and go along with each request, and the lists follow them all the same.")
@@ -94,7 +94,7 @@ def home() -> None: st.query_params.pop("item", None)
 
 def take_apart(visit: Visit, came: Came, item: str = "") -> None:
     "Go to the page that takes lists apart, with this one."
-    st.session_state["why"] = Asked(visit.user_id, came.surface, came.context, came.request_id, item)
+    st.session_state["why"] = Asked(visit.user_id, came.surface, came.context, came.request_id, item, came.k)
     st.session_state["to_why"] = True
 
 SHELVES = {"for_you": ("Recommended for You", "Chosen for this shopper among everything in the shop, from what they did until now."),
@@ -105,7 +105,7 @@ def put_up(visit: Visit, surface: str, context: list[str], k: int) -> None: # ra
     "One shelf."
     look, (title, about) = visit.look(surface, context, k), SHELVES[surface]
     if surface == "bought_together" and visit.cart: title = "Goes with Your Cart"
-    came = Came(look.found.request_id, surface, tuple(context))
+    came = Came(look.found.request_id, surface, tuple(context), k)
     shelf(title, about, look, visit, surface, partial(open_item, came), partial(take_apart, visit, came))
 
 def item_page(visit: Visit, item_id: str) -> None: # raises `EndpointError`

@@ -27,7 +27,6 @@ from app.storefront import capital, drawing, named, plain
 from app.visit import DOING, Visit
 from reco.data.lake import LakeError
 
-K = 12 # items of the list, as on the Shop page
 SHOPPERS = 200
 GREY = "#8b909a" # beside what matters
 LISTS = {"for_you": "Recommended for You", "similar": "Similar Items", "bought_together": "Frequently Bought Together"}
@@ -63,7 +62,7 @@ def before() -> Asked:
     "What the Shop page wants taken apart, or the list of whoever shops there."
     visit: Visit|None = st.session_state.get("visit")
     asked: Asked|None = st.session_state.get("why")
-    if asked is None: st.session_state["why"] = asked = Asked(visit.user_id if visit else "")
+    if asked is None or (visit and visit.user_id != asked.user_id): st.session_state["why"] = asked = Asked(visit.user_id if visit else "")
     return asked
 
 def pick() -> Asked|None: # None: something is missing, and the page says what
@@ -90,8 +89,8 @@ def pick() -> Asked|None: # None: something is missing, and the page says what
     return asked if same else Asked(user_id, surface, tuple(context), name=asked.name)
 
 @st.cache_data(ttl=60, max_entries=50, show_spinner="Taking the list apart …")
-def taken_apart(address: str, user_id: str, surface: str, context: tuple[str, ...], request_id: str, moment: int) -> Anatomy: # raises `EndpointError`
-    return endpoint().why(user_id, K, surface, context, request_id=request_id)
+def taken_apart(address: str, user_id: str, surface: str, context: tuple[str, ...], request_id: str, k: int, moment: int) -> Anatomy: # raises `EndpointError`
+    return endpoint().why(user_id, k, surface, context, request_id=request_id)
 
 # ---- the list and one item of it ----------------------------------------------------------------------------------
 
@@ -232,7 +231,7 @@ def page() -> None:
     asked = pick()
     if asked is None: return
     visit: Visit|None = st.session_state.get("visit")
-    try: a = taken_apart(address(), asked.user_id, asked.surface, asked.context, asked.request_id, visit.moment if visit else 0)
+    try: a = taken_apart(address(), asked.user_id, asked.surface, asked.context, asked.request_id, asked.k, visit.moment if visit else 0)
     except NotAllowed:
         st.error("Looking behind a list needs an admin's key of the endpoint. Set `RECO_APP_KEY` to one and start the app again.", icon=":material/key:")
         return
