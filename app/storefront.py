@@ -25,6 +25,7 @@ STYLE = """<style>
 [class*="st-key-card-"] > div:last-child {margin-top:auto}
 [class*="st-key-open-"] {position:static !important} [class*="st-key-card-"] .stButton {padding:0 12px}
 [class*="st-key-card-"] button {position:static; text-align:left; justify-content:flex-start; padding:0; min-height:0; width:100%; outline:none; box-shadow:none !important}
+[class*="st-key-card-"] button > div, [class*="st-key-card-"] button > div > span {width:100%; justify-content:flex-start; text-align:left}
 [class*="st-key-card-"] button::after {content:""; position:absolute; inset:0}
 [class*="st-key-card-"] button p {font-weight:600; line-height:1.3; overflow-wrap:anywhere; white-space:normal; text-wrap:pretty; text-align:left}
 .shop-photo {position:relative; line-height:0}

@@ -173,7 +173,7 @@ def test_without_an_admins_key_the_page_says_which_it_needs(page, bundle, store)
 
 def test_with_an_empty_lake_somebody_can_be_typed(page, tmp_path):
     at = page(root=tmp_path)
-    assert "type any id" in at.info[0].value and not at.error
+    assert "type any id" in at.info[0].value and "make demo" in at.info[0].value and not at.error
     at = page(Asked("typed"), root=tmp_path)
     assert len(at.dataframe[0].value) == 12 and at.dataframe[0].value["Item"][0].startswith("Item ")
     ran(at.segmented_control[0].set_value("similar").run())

@@ -22,7 +22,7 @@ from app.apart import (
 )
 from app.charts import BLUE, bars, drawn
 from app.client import Anatomy, NotAllowed, Scored
-from app.page import address, described, endpoint, lead, read, shown
+from app.page import address, described, endpoint, lead, nothing_yet, read, shown
 from app.storefront import capital, drawing, named, plain
 from app.visit import DOING, Visit
 from reco.data.lake import LakeError
@@ -74,7 +74,8 @@ def pick() -> Asked|None: # None: something is missing, and the page says what
                                help="The one of the Shop page first, then the most active; any other id can be typed.")
         surface = st.segmented_control("List", list(LISTS), default=asked.surface, required=True, format_func=LISTS.get, key=f"surface-{asked.name}", wrap=True)
     if not (user_id or "").strip():
-        st.info("Choose a shopper, or type any id: a list is taken apart for somebody. A visit without an id has nobody to ask for.", icon=":material/info:")
+        if known: st.info("Choose a shopper, or type any id: a list is taken apart for somebody. A visit without an id has nobody to ask for.", icon=":material/info:")
+        else: nothing_yet("The lake has no events yet, so there is no shopper to choose. You can type any id.", "`make demo` simulates a shop and trains on it", "with data of your own: `make ingest`, `make train`, `make serve`")
         return None
     context: list[str] = []
     if surface != "for_you":
