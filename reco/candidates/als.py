@@ -91,8 +91,8 @@ def largest(
     "The `k` items with the largest product, ties to the lower index."
     half, hair = len(vector)//2, np.float32(1.0001) # a hair more, for rounding
     reach, over = hair*np.sqrt(dot(vector, vector)), hair*np.sqrt(dot(vector[half:], vector[half:]))
-    n, at, product = min(k, len(items)), np.arange(len(items)), np.empty(len(items), np.float32)
-    for i in range(n): product[i] = dot(vector, vectors[i])
+    n, at, product = min(k, len(items)), np.empty(len(items), np.int64), np.empty(len(items), np.float32)
+    for i in range(n): at[i], product[i] = i, dot(vector, vectors[i])
     best = list(product[:n])
     heapify(best)
     for i in range(n, len(items)):
