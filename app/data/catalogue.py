@@ -35,12 +35,12 @@ def asked_for(
 ) -> tuple[str, str, float|None, float|None, str]:
     "The controls."
     first, second = st.columns([3, 2])
-    with first: text = st.text_input("Search", key="search", placeholder="title, id or category", max_chars=200, icon=":material/search:")
-    with second: category = st.selectbox("Category", [ANY, *items["category"].drop_nulls().unique().sort()], key="category")
+    with first: text = st.text_input("Search", key="search", persist_state="page", placeholder="title, id or category", max_chars=200, icon=":material/search:")
+    with second: category = st.selectbox("Category", [ANY, *items["category"].drop_nulls().unique().sort()], key="category", persist_state="page")
     one, two, three = st.columns([1, 1, 2])
-    with one: low = st.number_input("Price from", min_value=0.0, value=None, key="low", placeholder="any")
-    with two: high = st.number_input("to", min_value=0.0, value=None, key="high", placeholder="any")
-    with three: stock = st.segmented_control("Stock", ["all", "in stock", "sold out"], default="all", required=True, key="stock")
+    with one: low = st.number_input("Price from", min_value=0.0, value=None, key="low", persist_state="page", placeholder="any")
+    with two: high = st.number_input("to", min_value=0.0, value=None, key="high", persist_state="page", placeholder="any")
+    with three: stock = st.segmented_control("Stock", ["all", "in stock", "sold out"], default="all", required=True, key="stock", persist_state="page")
     return text, category, low, high, stock
 
 def picked(
@@ -75,7 +75,7 @@ def show_catalogue() -> None:
         "title": st.column_config.TextColumn("Title", width="medium"), "item_id": "Id", "category": "Category", "price": st.column_config.NumberColumn("Price", format="%.2f"),
         "discount": st.column_config.NumberColumn("Discount", format="percent", help="Share of the price taken off"), "available": st.column_config.CheckboxColumn("In stock")})
     titles = dict(shown.select("item_id", pl.col("title").fill_null("item")).iter_rows())
-    show_item(st.selectbox("Item to look at", list(titles), format_func=lambda i: f"{titles[i]} ({i})", key="item"))
+    show_item(st.selectbox("Item to look at", list(titles), format_func=lambda i: f"{titles[i]} ({i})", key="item", persist_state="page"))
 
 # ---- one item ------------------------------------------------------------------------------------------------------
 

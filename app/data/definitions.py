@@ -40,9 +40,9 @@ def show_features() -> None:
     st.caption("A **feature** is one number that the model is given about a candidate: of the item, of the shopper, of both, or of the source that proposed it. Each is defined once, "
                "computed by the same code in training and in the shop, and knows only what lies before the request. What is unknown stays unknown.")
     left, right = st.columns([3, 2])
-    with left: text = st.text_input("Search the features", key="feature", placeholder="price, hours, session_knn …", max_chars=200, icon=":material/search:")
-    with right: surface = st.selectbox("Surface", ["", *SURFACES], format_func=lambda s: NAMES.get(s, s) if s else "all surfaces", key="surface", help="Which list of the shop the model orders")
-    groups = st.pills("Group", frame["group"].unique(maintain_order=True).to_list(), selection_mode="multi", key="group")
+    with left: text = st.text_input("Search the features", key="feature", persist_state="page", placeholder="price, hours, session_knn …", max_chars=200, icon=":material/search:")
+    with right: surface = st.selectbox("Surface", ["", *SURFACES], format_func=lambda s: NAMES.get(s, s) if s else "all surfaces", key="surface", persist_state="page", help="Which list of the shop the model orders")
+    groups = st.pills("Group", frame["group"].unique(maintain_order=True).to_list(), selection_mode="multi", key="group", persist_state="page")
     shown = found(frame, text, groups, surface)
     if shown.is_empty():
         st.info("No feature fits.", icon=":material/search_off:")

@@ -73,10 +73,10 @@ def asked_for(
 ) -> tuple[date, date, tuple[str, ...], str, str]|None: # days, kinds, shopper, item; None while only one day is picked
     "The controls."
     left, middle, right = st.columns([2, 1.5, 1.5])
-    with left: days = st.date_input("Days (UTC)", (max(first, last - timedelta(days=DAYS - 1)), last), first, last, key="days", format="YYYY-MM-DD")
-    with middle: user_id = st.text_input("Shopper", key="shopper", placeholder="anybody", max_chars=200, help="The shop's own id, exactly").strip()
-    with right: item_id = st.text_input("Item", key="of_item", placeholder="anything", max_chars=200, help="The shop's own id, exactly; the catalogue finds it by title").strip()
-    kinds = st.pills("Kinds", EVENTS, selection_mode="multi", format_func=DID.get, key="kinds", help="None picked is all of them")
+    with left: days = st.date_input("Days (UTC)", (max(first, last - timedelta(days=DAYS - 1)), last), first, last, key="days", persist_state="page", format="YYYY-MM-DD")
+    with middle: user_id = st.text_input("Shopper", key="shopper", persist_state="page", placeholder="anybody", max_chars=200, help="The shop's own id, exactly").strip()
+    with right: item_id = st.text_input("Item", key="of_item", persist_state="page", placeholder="anything", max_chars=200, help="The shop's own id, exactly; the catalogue finds it by title").strip()
+    kinds = st.pills("Kinds", EVENTS, selection_mode="multi", format_func=DID.get, key="kinds", persist_state="page", help="None picked is all of them")
     if not isinstance(days, tuple) or len(days) != 2: return None
     return days[0], days[1], tuple(kinds or ()), user_id, item_id
 

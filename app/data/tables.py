@@ -76,7 +76,7 @@ def show_lake() -> None:
             "Files", help="Many small files make reading slow: `python flows/upkeep.py run` puts them together"),
         "snapshot": st.column_config.TextColumn("Snapshot", help="Name of the newest state"), "at": st.column_config.DatetimeColumn("Written (UTC)", format="D MMM YYYY, HH:mm", timezone="UTC"),
         "newest": st.column_config.TextColumn("Newest (UTC)", help="The newest moment or day that the table knows of")})
-    name = st.selectbox("Table to look into", frame["table"].to_list(), key="table", index=max(0, frame["table"].index_of("interactions") or 0))
+    name = st.selectbox("Table to look into", frame["table"].to_list(), key="table", persist_state="page", index=max(0, frame["table"].index_of("interactions") or 0))
     left, right = st.columns([3, 2])
     with left:
         st.markdown("**Newest rows**")

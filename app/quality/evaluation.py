@@ -36,14 +36,15 @@ def verdict(
 ) -> str:               # Markdown
     "What the table says, in a sentence."
     by = {r["system"]: r for r in part.iter_rows(named=True) if r["NDCG@10"] is not None}
+    code = lambda r: f"`{r['system'].replace('`', ' ')}`"
     rivals = sorted((r for s, r in by.items() if s != "pipeline"), key=lambda r: -r["NDCG@10"])
     if "pipeline" not in by or not rivals: return "There is nothing to compare the pipeline with."
     ours, best, popular = by["pipeline"]["NDCG@10"], rivals[0], by.get("popularity")
     times = f", {ours/popular['NDCG@10']:.1f} times that of showing everyone what is popular" if popular and popular["NDCG@10"] > 0 and ours > popular["NDCG@10"] else ""
     ahead = best["first_ahead"]
-    if ours <= best["NDCG@10"]: against = f"`{best['system']}` alone does better here ({best['NDCG@10']:.3f})"
-    elif ahead is not None and ahead >= SURE: against = f"it is surely ahead of every single source, the best of which is `{best['system']}` ({best['NDCG@10']:.3f})"
-    else: against = f"its lead over `{best['system']}` ({best['NDCG@10']:.3f}) may be chance" + ("" if ahead is None else f": it is ahead in {ahead:.0%} of the draws")
+    if ours <= best["NDCG@10"]: against = f"{code(best)} alone does better here ({best['NDCG@10']:.3f})"
+    elif ahead is not None and ahead >= SURE: against = f"it is surely ahead of every single source, the best of which is {code(best)} ({best['NDCG@10']:.3f})"
+    else: against = f"its lead over {code(best)} ({best['NDCG@10']:.3f}) may be chance" + ("" if ahead is None else f": it is ahead in {ahead:.0%} of the draws")
     return f"Ranking quality is **{ours:.3f}**{times}; {against}."
 
 def standings(
@@ -113,9 +114,9 @@ def show_evaluation(
     slices = [s for s in SLICES if s in whole["slice"]] or whole["slice"].unique(maintain_order=True).to_list()
     left, right = st.columns(2)
     with left:
-        name = st.segmented_control("Requests", slices, format_func=lambda s: SLICES.get(s, s), default=slices[0], required=True, key="slice", help=OF_SLICES)
+        name = st.segmented_control("Requests", slices, format_func=lambda s: SLICES.get(s, s), default=slices[0], required=True, key="slice", persist_state="page", help=OF_SLICES)
     with right:
-        measure = st.selectbox("Measure", list(MEASURES), format_func=lambda m: MEASURES[m].label, key="measure")
+        measure = st.selectbox("Measure", list(MEASURES), format_func=lambda m: MEASURES[m].label, key="measure", persist_state="page")
     part = whole.filter(pl.col("slice") == name)
     st.subheader("The pipeline beside every single source")
     st.markdown(verdict(part))

@@ -53,7 +53,7 @@ def show_trainings() -> None:
     if frame.is_empty():
         nothing_yet("No training was recorded yet.", "`make train` records every training in MLflow ([tracking] in settings.ini)")
         return
-    measure = st.selectbox("Measure over trainings", list(MEASURES), format_func=lambda m: MEASURES[m].label, key="over_trainings")
+    measure = st.selectbox("Measure over trainings", list(MEASURES), format_func=lambda m: MEASURES[m].label, key="over_trainings", persist_state="page")
     told = MEASURES[measure]
     st.caption(f"{told.means} Each point is one training, on its own last days: days differ, so a small step is no news. "
                + ("The band is the 95% interval." if measure == "NDCG@10" else ""))
