@@ -13,8 +13,9 @@ def drawn(
     chart: alt.Chart|alt.LayerChart,
     about: str,      # one sentence for those who hear the page instead of seeing it
 ) -> None:
-    "Put a chart on the page."
-    st.altair_chart(chart.properties(description=about, usermeta={"embedOptions": {"actions": False}}), width="stretch")
+    "Put a chart on the page. Lines and texts that have no colour of their own are black in Vega, which is nothing to see in the dark theme."
+    ink = "#fafafa" if st.context.theme.type == "dark" else "#31333f"
+    st.altair_chart(chart.configure_text(color=ink).configure_rule(color=ink).properties(description=about, usermeta={"embedOptions": {"actions": False}}), width="stretch")
 
 def titled(
     name: str,

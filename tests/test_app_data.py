@@ -1,5 +1,9 @@
 """The data page beside a lake that was filled through the gate: what is found is what is there, what comes of the shop is data, and a million events are not collected."""
 import json
+import os
+import re
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +19,7 @@ from app.data.catalogue import ANY, facts, matching, through_time
 from app.data.definitions import CONTRACT, fields, found
 from app.data.dictionary import GROUPS, dictionary, of_surfaces
 from app.data.events import chosen, latest
+from app.ports import free_port, port_free
 from reco.data.files import read_files
 from reco.data.ingestion import ingest
 from reco.data.lake import Lake
@@ -22,6 +27,7 @@ from reco.data.upkeep import erase
 from reco.schemas import CATALOG, EVENTS, INTERACTIONS, SURFACES, conform
 from reco.settings import Quality, Settings
 
+CHROMIUM = Path("/usr/bin/chromium")
 PAGE = Path(__file__).resolve().parent.parent/"app"/"app_pages"/"data.py"
 START = datetime(2026, 3, 1, tzinfo=UTC)
 ODD = "<b>Pot</b> *x* $y$ [z](javascript:1) `w` | <script>1</script>"
@@ -185,7 +191,6 @@ def test_the_lake_is_listed_as_it_is(page, folder):
         assert not at.exception and lake.snapshot(table) in at.code[0].value and at.dataframe[2].value["snapshot"][0] == lake.snapshot(table)
 
 def test_every_table_that_code_writes_is_explained(folder):
-    import re
     root = PAGE.parents[2]
     written = {m for p in (*root.glob("reco/**/*.py"), *root.glob("flows/*.py"), *root.glob("app/*.py")) for m in re.findall(r'lake\.write\("(\w+)"', p.read_text())}
     assert len(written) > 8 and written <= set(tables.ABOUT)
@@ -244,7 +249,7 @@ def test_the_contract_in_words(page):
 
 # ---- what is not there ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("tab", "text"), [("Catalogue", "no catalogue yet"), ("Events", "no events yet"), ("Lake", "is empty"), ("Quarantine", "Nothing was set aside")])
+@pytest.mark.parametrize(("tab", "text"), [("Catalogue", "no catalogue yet"), ("Events", "no events yet"), ("Lake", "is empty"), ("Quarantine", "no batch was ingested")])
 def test_an_empty_lake_says_what_fills_it(page, tmp_path, tab, text):
     at = page(tab, empty(tmp_path))
     assert text in said(at) and "make ingest" in said(at) and not charts(at) and not at.dataframe
@@ -254,3 +259,34 @@ def test_a_table_without_rows_is_no_traceback(page, tmp_path):
     lake.write("interactions", INTERACTIONS.empty(), key=["event_id"], day_of="ts")
     lake.write("catalog", CATALOG.empty(), key=["item_id", "valid_from"])
     for tab in ("Catalogue", "Events", "Lake", "Quarantine"): assert said(page(tab, tmp_path))
+
+# ---- in a browser --------------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}: make services")
+def test_in_a_browser_a_row_that_is_clicked_is_looked_at(folder):
+    "Wide and on a phone, light and dark: nothing overflows, nothing fails."
+    from playwright.sync_api import sync_playwright
+    port, root = free_port(), PAGE.parents[2]
+    env = os.environ | {"RECO_SETTINGS": str(folder/"settings.ini"), "RECO_APP_PORT": str(port)}
+    server = subprocess.Popen([sys.executable, "-m", "app.dashboard"], cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    try:
+        until = time.monotonic() + 60
+        while port_free("127.0.0.1", port) and time.monotonic() < until: time.sleep(0.2)
+        with sync_playwright() as play:
+            browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-background-networking"])
+            for width, scheme in ((1280, "light"), (390, "dark")):
+                tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+                errors: list[Exception] = []
+                tab.on("pageerror", lambda e, errors=errors: errors.append(e))
+                tab.goto(f"http://127.0.0.1:{port}/data")
+                tab.wait_for_selector("text=Nobody has done anything with it yet", timeout=60_000) # the first item
+                grid = tab.locator("[data-testid=stDataFrame]").first
+                for row, wanted in ((1, "text=Price and stock have not changed"), (2, "[data-testid=stVegaLiteChart] svg")): # below the head: the lamp, the pot
+                    grid.click(position={"x": 20, "y": 35*(row + 1.5)})
+                    tab.wait_for_selector(wanted, timeout=60_000)
+                assert tab.evaluate("document.documentElement.scrollWidth") <= width and not errors
+                tab.close()
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait(20)

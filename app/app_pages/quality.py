@@ -31,6 +31,8 @@ def day_of(
     at = moment(f"{name[:10]}T{name[11:13]}:{name[13:15]}")
     return f"{at:%d %b %Y, %H:%M}" if at else name
 
+def coded(name: str) -> str: return f'<code style="font-size:.9em">{escape(name)}</code>'
+
 @st.cache_data(ttl=15, show_spinner=False)
 def answering(address: str) -> tuple[str, str]: # the bundle that the endpoint answers with, and what went wrong
     "What the endpoint says of itself."
@@ -44,7 +46,7 @@ def answers_with(
     name, trouble = answering(endpoint().address)
     if trouble: return "The endpoint does not answer: start it with <code>make serve</code>."
     if name == champion: return "The endpoint answers with it."
-    return f"The endpoint answers with <code>{escape(name or 'no bundle')}</code>; it follows within seconds, or refuses what is published and goes on."
+    return f"The endpoint answers with {coded(name or 'no bundle')}; it follows within seconds, or refuses what is published and goes on."
 
 def show_standing(
     now: kept.Standing,
@@ -55,10 +57,10 @@ def show_standing(
     else:
         at = last and moment(last.at)
         how = f", {'taken back' if last.back else 'published'} {since(at)} by {escape(last.who or 'somebody')}" if at else ""
-        served = f"<b>Served now:</b> <code>{escape(now.champion)}</code>{how}. {answers_with(now.champion)}"
+        served = f"<b>Served now:</b> {coded(now.champion)}{how}. {answers_with(now.champion)}"
     waits = ""
     if now.challenger and now.challenger != now.champion:
-        waits = f"<br><b>Last trained:</b> <code>{escape(now.challenger)}</code>, {state(now.challenger, now)}."
+        waits = f"<br><b>Last trained:</b> {coded(now.challenger)}, {state(now.challenger, now)}."
     st.html(f'<p style="margin:0; line-height:1.6; overflow-wrap:anywhere">{served}{waits}</p>')
 
 def picked(
@@ -81,14 +83,14 @@ def figures(
     with st.container(horizontal=True):
         if ours.get("NDCG@10") is not None:
             st.metric("Ranking quality", f"{ours['NDCG@10']:.3f}", f"{ours['NDCG@10'] - popular['NDCG@10']:+.3f} beside popularity" if popular.get("NDCG@10") is not None else None,
-                      border=True, help="NDCG@10 on the hold-out: how far up, in the first ten places, the items stand that the shopper then bought. 1 is best.")
+                      border=True, height="stretch", help="NDCG@10 on the hold-out: how far up, in the first ten places, the items stand that the shopper then bought. 1 is best.")
         if ours.get("Recall@20") is not None:
-            st.metric("Found", f"{ours['Recall@20']:.0%}", border=True, help="Recall@20: share of what the shopper then bought that is among the first twenty places")
+            st.metric("Found", f"{ours['Recall@20']:.0%}", border=True, height="stretch", help="Recall@20: share of what the shopper then bought that is among the first twenty places")
         if ours.get("coverage@10") is not None:
-            st.metric("Catalogue shown", f"{ours['coverage@10']:.0%}", border=True, help="Share of the catalogue that stands in somebody's first ten places")
+            st.metric("Catalogue shown", f"{ours['coverage@10']:.0%}", border=True, height="stretch", help="Share of the catalogue that stands in somebody's first ten places")
         if report:
             rows = gates(report)
-            st.metric("Gates passed", f"{sum(g['passed'] for g in rows)} of {len(rows)}", border=True, help="What a bundle has to show before it is served; see the tab Gates")
+            st.metric("Gates passed", f"{sum(g['passed'] for g in rows)} of {len(rows)}", border=True, height="stretch", help="What a bundle has to show before it is served; see the tab Gates")
 
 def page() -> None:
     "The page, top to bottom."

@@ -105,7 +105,7 @@ def through_time(
     line = alt.Chart(ends).mark_line(interpolate="step-after", color=BLUE).encode(x=x, y=alt.Y("pays:Q", title="price after the discount", scale=alt.Scale(zero=True)))
     dots = alt.Chart(frame).mark_point(filled=True, size=50, color=BLUE).encode(x=x, y="pays:Q", tooltip=[
         alt.Tooltip("valid_from:T", title="from"), alt.Tooltip("pays:Q", title="price", format=",.2f"), alt.Tooltip("list:Q", title="before the discount", format=",.2f"), "stock:N"])
-    return alt.layer(out, line, dots).properties(height=HEIGHT)
+    return alt.layer(out, line, dots).properties(height=HEIGHT + 20)
 
 def changed(
     rows: pl.DataFrame, # CATALOG of one item, oldest first

@@ -50,7 +50,7 @@ def show_features() -> None:
     st.caption(f"{shown.height} of {frame.height} features; " + ", ".join(f"{frame[s].sum()} for {NAMES[s].lower()}" for s in SURFACES) + ".")
     st.dataframe(shown, hide_index=True, width="stretch", height=520, alt="The dictionary of features", column_order=["feature", "meaning", "unit", "group", *SURFACES], column_config={
         "feature": st.column_config.TextColumn("Feature", pinned=True), "meaning": st.column_config.TextColumn("Meaning", width="large"),
-        "unit": st.column_config.TextColumn("Unit", width="small"), "group": st.column_config.TextColumn("About", width="small"), **{s: st.column_config.CheckboxColumn(NAMES[s]) for s in SURFACES}})
+        "unit": "Unit", "group": "About", **{s: st.column_config.CheckboxColumn(NAMES[s]) for s in SURFACES}})
 
 # ---- the contract --------------------------------------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ def show_contract() -> None:
         nothing_yet(f"The contract, {CONTRACT.name}, is not on this machine.", "it lies in `data/schema` of the repository")
         return
     st.caption(f"{schema['doc']} Endpoint, consumer and lake hold every event to this record ([Avro](https://avro.apache.org/docs/), `data/schema/{CONTRACT.name}`).")
-    st.dataframe(fields(schema), hide_index=True, width="stretch", alt="The fields of an event", column_config={
+    st.dataframe(fields(schema), hide_index=True, width="stretch", height="content", alt="The fields of an event", column_config={
         "field": st.column_config.TextColumn("Field", pinned=True), "type": "Type", "needed": st.column_config.CheckboxColumn("Needed"),
         "doc": st.column_config.TextColumn("Meaning", width="large")})
     st.markdown("**Sending one.** The very next list knows it; sending it again changes nothing.")

@@ -47,10 +47,10 @@ def by_day(
     "Events by day, stacked by kind."
     frame = frame.with_columns(did=pl.col("event").replace(DID), place=pl.col("event").replace_strict({e: n for n, e in enumerate(EVENTS)}, default=0))
     known = [d for d in HUES if d in frame["did"]]
-    colour = alt.Color("did:N", title=None, scale=alt.Scale(domain=known, range=[HUES[d] for d in known]), legend=alt.Legend(orient="bottom"))
+    colour = alt.Color("did:N", title=None, scale=alt.Scale(domain=known, range=[HUES[d] for d in known]), legend=alt.Legend(orient="bottom", columns=3))
     return alt.Chart(frame).mark_bar().encode(
-        x=alt.X("day:T", timeUnit="yearmonthdate", title="day (UTC)", axis=alt.Axis(format="%-d %b", labelOverlap=True)), y=alt.Y("n:Q", title="events per day", axis=alt.Axis(format="~s")),
-        color=colour, order="place:Q", tooltip=[alt.Tooltip("day:T", format="%a %-d %b %Y"), alt.Tooltip("did:N", title="kind"), alt.Tooltip("n:Q", title="events", format=",")]).properties(height=HEIGHT)
+        x=alt.X("day:T", timeUnit="yearmonthdate", title="day (UTC)", axis=alt.Axis(format="%-d %b", labelOverlap=True)), y=alt.Y("n:Q", title="events per day", axis=alt.Axis(format=",d", tickMinStep=1)),
+        color=colour, order="place:Q", tooltip=[alt.Tooltip("day:T", format="%a %-d %b %Y"), alt.Tooltip("did:N", title="kind"), alt.Tooltip("n:Q", title="events", format=",")]).properties(height=HEIGHT + 70) # axis and legend are within
 
 def listed(
     rows: pl.DataFrame, # of `latest`
@@ -101,6 +101,8 @@ def show_events() -> None:
     bought = counts.filter(event="transaction")["n"].sum()
     with st.container(horizontal=True):
         for label, n in (("Events", counts["n"].sum()), ("Shoppers", who["shoppers"]), ("Items", who["items"]), ("Items bought", bought)): st.metric(label, f"{n:,}", border=True)
+    days = counts.group_by("day").agg(pl.col("n").sum()).sort("n", "day", descending=[True, False])
+    st.markdown(f"**{days['n'].mean():,.0f} events a day**, the most on {days['day'][0]:%d %B %Y} ({days['n'][0]:,})." if days.height > 1 else f"**All on {days['day'][0]:%d %B %Y}.**")
     drawn(by_day(counts), "Events per day, stacked by what was done.")
     rows = read("interactions", latest, LATEST, *asked)
     st.markdown(f"**The latest {rows.height:,}**" if counts["n"].sum() > rows.height else "**All of them, newest first**")

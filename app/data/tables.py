@@ -11,6 +11,7 @@ from app.page import TTL_S, lake, nothing_yet, read, settings, tables
 from reco.data.lake import Lake
 from reco.data.quality import given_of
 from reco.data.storage import ident, opened, parts
+from reco.settings import Quality
 
 ABOUT = { # table → what it holds, what writes it
     "interactions": ("what shoppers did", "`make ingest`, `python -m app.consumer`"), "catalog": ("what the shop says of its items, and since when", "`make ingest`"),
@@ -21,6 +22,7 @@ ABOUT = { # table → what it holds, what writes it
     "skew": ("whether logged scores can be made again", "`make monitor`"), "skew_excluded": ("lists that were left out of that, and why", "`make monitor`"),
     "retrains": ("trainings that the monitoring asked for", "`make monitor`"), "batch_lists": ("lists of all shoppers, made at once", "`make batch`"),
     "batch_parts": ("how far such a run is", "`make batch`"), "activated": ("which features the online store has", "`make materialize`"), "what_ifs": ("what other explorations would have earned", "`make whatif`")}
+MEANS = {name: (field.description or "").partition(";")[0] for name, field in Quality.model_fields.items()} | {"good_rows": "rows that are good, at least"}
 PERSONAL_TABLES = {"erased"} # that nobody needs to look into
 TIMES = "ts", "at", "valid_from", "made", "day", "cohort" # columns by which a table is old or new, the first that it has
 
@@ -115,8 +117,9 @@ def show_quarantine() -> None:
     st.subheader("Set aside")
     st.caption("Every row that comes in is held to named rules. A bad row never reaches the tables: it is set aside here with the rule that it broke. A batch with too many bad rows is "
                "refused as a whole, and the lake stays as it was.")
-    reasons = read("quarantine", by_reason) if "quarantine" in tables() else pl.DataFrame()
-    if reasons.is_empty(): nothing_yet("Nothing was set aside: no batch had a bad row, or none was ingested yet.", "`make ingest` judges every row of a batch")
+    reasons = read("quarantine", by_reason) if "quarantine" in tables() else None
+    if reasons is None: nothing_yet("Nothing was set aside: no batch was ingested yet.", "`make ingest` judges every row of a batch")
+    elif reasons.is_empty(): st.success("Nothing was set aside: every row so far was good.", icon=":material/check_circle:")
     else:
         st.markdown(f"**{reasons['n'].sum():,} rows** were set aside for {reasons.height} reasons; most often: {reasons['reason'][0]} ({reasons['n'][0]:,}).")
         left, right = st.columns(2)
@@ -152,8 +155,8 @@ def show_batches() -> None:
         "first": st.column_config.DatetimeColumn("First event", format="D MMM YYYY", timezone="UTC"), "last": st.column_config.DatetimeColumn("Last event", format="D MMM YYYY", timezone="UTC")})
     one = st.selectbox("What the gate found in the batch of", range(frame.height), format_func=lambda n: f"{frame['at'][n]:%d %b %Y, %H:%M} · {frame['source'][n]}", key="batch")
     found = pl.DataFrame(json.loads(frame["gate"][one]))
-    st.dataframe(found.select(result=pl.when("passed").then(pl.lit("✓ held")).otherwise(pl.lit("✗ did not hold")), constraint="constraint", table="table", value="value", limit="limit", severity="severity"),
-                 hide_index=True, width="stretch", alt="What the gate found in the batch", column_config={
-        "result": st.column_config.TextColumn("Result", pinned=True), "constraint": st.column_config.TextColumn("Constraint", help="Limits are in [quality] of settings.ini"), "table": "Of",
+    st.dataframe(found.select(result=pl.when("passed").then(pl.lit("✓ held")).otherwise(pl.lit("✗ did not hold")), constraint="constraint", means=pl.col("constraint").replace_strict(MEANS, default=""), table="table", value="value", limit="limit", severity="severity"),
+                 hide_index=True, width="stretch", height="content", alt="What the gate found in the batch", column_config={
+        "result": st.column_config.TextColumn("Result", pinned=True), "constraint": st.column_config.TextColumn("Constraint", help="Limits are in [quality] of settings.ini"), "table": "Of", "means": st.column_config.TextColumn("Means", width="medium"),
         "value": st.column_config.NumberColumn("Found", format="%.4g"), "limit": st.column_config.NumberColumn("Limit", format="%.4g"),
         "severity": st.column_config.TextColumn("Otherwise", help="error refuses the batch, warn reports it")})

@@ -10,7 +10,7 @@ from app.page import nothing_yet
 from app.quality.terms import MEASURES, OF_SLICES, PIPELINE, SLICES, SOURCES, SURFACES
 
 OURS, POPULAR, OTHER = PIPELINE, "popularity", "one source alone"
-COLOUR = alt.Color("kind:N", title=None, scale=alt.Scale(domain=[OURS, OTHER, POPULAR], range=[BLUE, SKY, ORANGE]), legend=alt.Legend(orient="bottom"))
+COLOUR = alt.Color("kind:N", scale=alt.Scale(domain=[OURS, OTHER, POPULAR], range=[BLUE, SKY, ORANGE]), legend=None) # the names beside the bars say it
 SURE = .975 # of the draws in which the pipeline is ahead: an interval of 95% leaves 2.5% on that side
 
 KINDS = {"pipeline": OURS, "popularity": POPULAR}
@@ -41,7 +41,7 @@ def verdict(
     if "pipeline" not in by or not rivals: return "There is nothing to compare the pipeline with."
     ours, best, popular = by["pipeline"]["NDCG@10"], rivals[0], by.get("popularity")
     times = f", {ours/popular['NDCG@10']:.1f} times that of showing everyone what is popular" if popular and popular["NDCG@10"] > 0 and ours > popular["NDCG@10"] else ""
-    ahead = best["first_ahead"]
+    ahead = min((r["first_ahead"] for r in rivals if r["first_ahead"] is not None), default=None)
     if ours <= best["NDCG@10"]: against = f"{code(best)} alone does better here ({best['NDCG@10']:.3f})"
     elif ahead is not None and ahead >= SURE: against = f"it is surely ahead of every single source, the best of which is {code(best)} ({best['NDCG@10']:.3f})"
     else: against = f"its lead over {code(best)} ({best['NDCG@10']:.3f}) may be chance" + ("" if ahead is None else f": it is ahead in {ahead:.0%} of the draws")
@@ -56,12 +56,13 @@ def standings(
     frame = part.filter(pl.col(measure).is_not_null()).select(
         name=pl.col("system").replace("pipeline", PIPELINE), x=measure, kind=pl.col("system").replace_strict(KINDS, default=OTHER), low="low", high="high",
         means=pl.col("system").replace_strict(SOURCES, default="a source of this shop's own"))
-    y = alt.Y("name:N", title=None, sort="x" if measure == "Gini@10" else "-x", axis=alt.Axis(labelLimit=140))
+    best = frame.sort("x", "name", descending=[measure != "Gini@10", False])["name"].to_list() # in layers Vega does not sort by a value
+    y = alt.Y("name:N", title=None, sort=best, axis=alt.Axis(labelLimit=140))
     tip = [alt.Tooltip("name:N", title="system"), alt.Tooltip("means:N", title="proposes"), alt.Tooltip("x:Q", title=told.label, format=told.fmt)]
     with_interval = measure == "NDCG@10" and frame["low"].is_not_null().any()
     if with_interval: tip += [alt.Tooltip("low:Q", title="from", format=told.fmt), alt.Tooltip("high:Q", title="to", format=told.fmt)]
     base = alt.Chart(frame)
-    parts = [base.mark_bar().encode(y=y, x=alt.X("x:Q", title=told.label, scale=alt.Scale(zero=True), axis=alt.Axis(format=told.fmt)), color=COLOUR, tooltip=tip)]
+    parts = [base.mark_bar().encode(y=y, x=alt.X("x:Q", title=told.label, scale=alt.Scale(zero=True), axis=alt.Axis(format=told.fmt, tickCount=6)), color=COLOUR, tooltip=tip)]
     if with_interval: parts.append(base.mark_rule(strokeWidth=2).encode(y=y, x="low:Q", x2="high:Q", tooltip=tip))
     return alt.layer(*parts).properties(height=alt.Step(24))
 
@@ -98,10 +99,10 @@ def by_slice(
     tip = ["slice:N", "system:N", alt.Tooltip("x:Q", title="NDCG@10", format=".3f"), alt.Tooltip("low:Q", title="from", format=".3f"),
            alt.Tooltip("high:Q", title="to", format=".3f"), alt.Tooltip("requests:Q", format=",")]
     base = alt.Chart(frame)
-    bar = base.mark_bar().encode(y=y, yOffset=beside, x=alt.X("x:Q", title=MEASURES["NDCG@10"].label), tooltip=tip,
-                                 color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=[BLUE, SKY, ORANGE]), legend=alt.Legend(orient="bottom")))
+    bar = base.mark_bar().encode(y=y, yOffset=beside, x=alt.X("x:Q", title=MEASURES["NDCG@10"].label, axis=alt.Axis(tickCount=6)), tooltip=tip,
+                                 color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=[BLUE, SKY, ORANGE]), legend=alt.Legend(orient="bottom", columns=2)))
     whisker = base.mark_rule(strokeWidth=2).encode(y=y, yOffset=beside, x="low:Q", x2="high:Q", tooltip=tip)
-    return alt.layer(bar, whisker).properties(height=70*frame["slice"].n_unique())
+    return alt.layer(bar, whisker).properties(height=60 + 90*frame["slice"].n_unique()) # axis and legend are within
 
 def show_evaluation(
     manifest: dict,
@@ -126,6 +127,7 @@ def show_evaluation(
     with st.expander("All measures as a table"): table(part)
     if len(slices) > 1 and set(slices) <= set(SLICES):
         st.subheader("By kind of request")
+        st.markdown(" · ".join(f"{SLICES[r['slice']]} **{r['NDCG@10']:.3f}**" for r in whole.filter(system="pipeline").drop_nulls("NDCG@10").iter_rows(named=True)))
         st.caption("Lists during a visit are easier: the visit says what is wanted. Whoever has just arrived is the harder case. The lines are 95% intervals.")
         drawn(by_slice(whole), "Ranking quality of the pipeline, the best single source and popularity, for all requests, on arriving and during a visit.")
     show_stages(manifest)

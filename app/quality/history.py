@@ -37,8 +37,8 @@ def show_published() -> None:
 def lines(
     frame: pl.DataFrame, # COLUMNS of trainings
     measure: str,        # of MEASURES
-) -> pl.DataFrame:       # `day`, `y`, and `low`, `high` or `name`, as `over_days` takes it
-    "A measure over trainings: with its interval, or beside popularity where both are kept."
+) -> pl.DataFrame:       # `day`, `y`, perhaps `low` and `high`, as `over_days` takes it
+    "A measure over trainings, with its interval where one is kept."
     if measure == "NDCG@10": return frame.select(day="at", y=measure, low="low", high="high").drop_nulls("y")
     return frame.select(day="at", y=measure).drop_nulls("y")
 
@@ -57,7 +57,11 @@ def show_trainings() -> None:
     told = MEASURES[measure]
     st.caption(f"{told.means} Each point is one training, on its own last days: days differ, so a small step is no news. "
                + ("The band is the 95% interval." if measure == "NDCG@10" else ""))
-    if frame.height > 1: drawn(over_days(lines(frame, measure), told.label, told.fmt), f"{told.label} of every training, by the day on which it was made.")
+    values = frame[measure].drop_nulls()
+    if len(values) > 1:
+        text = (lambda x: f"{x:.1%}") if told.column == "percent" else (lambda x: f"{x:.3f}")
+        st.markdown(f"The latest training: **{text(values[-1])}**; the one before: {text(values[-2])}; the first of {len(values)}: {text(values[0])}.")
+        drawn(over_days(lines(frame, measure), told.label, told.fmt), f"{told.label} of every training, by the day on which it was made.")
     else: st.caption("There was one training so far; the second one makes this a line.")
     shown = frame.reverse().select("at", "bundle", *MEASURES, "popularity", "asof", "sha")
     st.dataframe(shown, hide_index=True, width="stretch", alt="Every training with its measures, newest first", placeholder="–", column_config={
@@ -81,10 +85,13 @@ def show_card(
 ) -> None:
     "The tab of the model card and the report pages."
     from reco.model_card import model_card
-    report = kept.reports().get(name)
-    card = model_card(manifest, report.get("gates") if report else None)
     show_pages(name)
     st.subheader("Model card")
+    report = kept.reports().get(name)
+    try: card = model_card(manifest, report.get("gates") if report else None)
+    except (KeyError, TypeError, ValueError, AttributeError) as e: # what was made elsewhere may hold anything
+        st.error(f"No card can be written of this manifest: {type(e).__name__}: {e}", icon=":material/error:")
+        return
     st.caption("What it is for and what not, what it learned from, how good it is, whom it shows, where not to trust it.")
     st.download_button("Download the card", card, f"model_card_{name}.md", "text/markdown", icon=":material/download:", on_click="ignore")
     with st.container(border=True): st.markdown(lowered(card))

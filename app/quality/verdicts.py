@@ -13,6 +13,7 @@ from app.quality.terms import GATES, alarm
 
 COMPARED = "better than the champion", "ranker no worse", "new users", "cold items", "long tail", "better than popularity"
 FOUND = re.compile(r"([\d.]+) beside ([\d.]+), ([+-][\d.,]+)% to ([+-][\d.,]+)%, ([\d,]+) shoppers") # how `reco.evaluation.gates.Difference` is written down
+SURELY = {"better": "surely better", "unclear": "may be chance", "worse": "surely worse"}
 SHARES = {*COMPARED, "coverage", "offline equals online"} # gates whose value and limit are shares
 
 def when(
@@ -51,7 +52,7 @@ def differences(
         if not (m := FOUND.search(g["what"])): continue
         ours, theirs, low, high = (float(t.replace(",", "")) for t in m.groups()[:4])
         rows.append({"name": g["name"], "x": (ours - theirs)/theirs if theirs else ours, "low": low/100, "high": high/100, "shoppers": int(m[5].replace(",", "")),
-                     "colour": "surely better" if low > 0 else "surely worse" if high < 0 else "may be chance"})
+                     "colour": "better" if low > 0 else "worse" if high < 0 else "unclear"})
     return pl.DataFrame(rows, schema={"name": pl.String, "x": pl.Float64, "low": pl.Float64, "high": pl.Float64, "shoppers": pl.Int64, "colour": pl.String})
 
 def compared(
@@ -59,19 +60,21 @@ def compared(
     found: list[dict], # of `gates`
 ) -> None:
     "Challenger and champion on the same requests."
-    st.subheader("Challenger against champion")
     frame, champion = differences(found), str(report.get("champion") or "")
+    st.subheader("Challenger against champion" if champion else "Against showing everyone what is popular")
     if frame.is_empty():
         st.info("Nobody was compared: there was no champion then, or it could not be asked. The table below says which.", icon=":material/info:")
         return
     confidence = number((report.get("limits") or {}).get("confidence")) or .95
-    first = frame.row(0, named=True)
-    against = "the champion" if champion and first["name"] != "better than popularity" else "popularity"
-    st.markdown(f"On the same requests its ranking quality is **{first['x']:+.1%}** beside {against} ({first['low']:+.1%} to {first['high']:+.1%}): **{first['colour']}**.")
+    popular, others = (frame.filter(match) for match in (pl.col("name") == COMPARED[-1], pl.col("name") != COMPARED[-1]))
+    beside = [("what is served", r) for r in others.head(1).iter_rows(named=True)] + [("showing everyone what is popular", r) for r in popular.iter_rows(named=True)]
+    st.markdown("On the same requests its ranking quality is " + ", and ".join(f"**{r['x']:+.1%}** beside {whom} ({r['low']:+.1%} to {r['high']:+.1%}: {SURELY[r['colour']]})"
+                                                                              for whom, r in beside) + ".")
+    frame = others if others.height else popular # a lead over popularity is large: beside it nothing else could be told
     st.caption("Each line is the difference of NDCG@10 (how far up the items stand that were then bought) on the same requests, as a share of the other side's, with "
                f"{confidence:.0%} on each side of the interval; shoppers are drawn anew, again and again. The champion is asked with data as old as it is by then.")
-    drawn(intervals(frame, "difference in ranking quality (share of NDCG@10)", "+.0%", {"surely better": GREEN, "may be chance": SKY, "surely worse": RED}),
-          "How far the challenger is ahead of the champion and of popularity, with intervals, as a whole and for parts of shoppers and items.")
+    drawn(intervals(frame, "difference in ranking quality", "+.0%", dict(zip(SURELY, (GREEN, SKY, RED), strict=True))),
+          "How far the challenger is ahead, with intervals, as a whole and for parts of shoppers and items.")
 
 # ---- the gates -----------------------------------------------------------------------------------------------------
 
@@ -95,7 +98,7 @@ def gate_table(
     "Every gate with what it asks."
     rows = [{"passed": "✓ passed" if g["passed"] else "✗ failed", "gate": g["name"], "value": figure(g["name"], g["value"]), "limit": figure(g["name"], g["limit"]),
              "asks": GATES.get(g["name"], ""), "what": g["what"]} for g in found]
-    st.dataframe(pl.DataFrame(rows), hide_index=True, width="stretch", alt="Every gate with value, limit and whether it passed", column_config={
+    st.dataframe(pl.DataFrame(rows), hide_index=True, width="stretch", height="content", alt="Every gate with value, limit and whether it passed", column_config={
         "passed": st.column_config.TextColumn("Result", pinned=True), "gate": "Gate", "value": st.column_config.TextColumn("Found", alignment="right"),
         "limit": st.column_config.TextColumn("Limit", help="What was agreed in [gates] of settings.ini", alignment="right"),
         "asks": st.column_config.TextColumn("Asks", width="large"), "what": st.column_config.TextColumn("In detail", width="large")})
