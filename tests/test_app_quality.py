@@ -291,16 +291,20 @@ def test_a_manifest_that_cannot_be_read_is_said(page, tmp_path, text):
 def test_what_is_odd_in_a_manifest_breaks_no_tab(page, folder, tmp_path):
     "A bundle made elsewhere: names that are markup, lists that hold anything."
     (tmp_path/"settings.ini").write_text("[bundles]\nroot = bundles\n[tracking]\nfolder = mlflow\n")
-    odd = tmp_path/"bundles"/"2026-05-01T000000Z-<i>"
+    odd = tmp_path/"bundles"/"2026-05-01T000000Z-00000001"
     odd.mkdir(parents=True)
     rows = [r | {"system": r["system"] if r["system"] == "pipeline" else f"{ODD}{r['system']}"} for r in kept_manifest(folder)["metrics"]]
     (odd/"manifest.json").write_text(json.dumps(kept_manifest(folder) | {"id": odd.name, "metrics": [*rows, None, {"slice": 3}], "alarms": [None, {"name": ODD}], "frontier": [None],
                                                                          "asof": 5, "surfaces": {ODD: {}}}))
+    publish(odd, ODD, ODD)
+    (tmp_path/"bundles"/"2026-05-02T000000Z-<i>").mkdir()
+    (tmp_path/"bundles"/"2026-05-02T000000Z-<i>"/"manifest.json").write_text("{}")
+    (tmp_path/"bundles"/"challenger").write_text("2026-05-02T000000Z-<i>\n")
     keep_report(tmp_path/"bundles", {"bundle": odd.name, "gates": [None, {"name": ODD, "what": ODD, "value": "x"}], "at": 3})
     for tab in ("", "Variety", "Gates", "History", "Model card"):
         at = page(tab, tmp_path)
         html = "".join(h.proto.body for h in at.get("html"))
-        assert "<i>" not in html and not at.error[1:], tab
+        assert "&lt;b&gt;ann&lt;/b&gt;" in html and "Z-&lt;i&gt;" in html and not any(x in html for x in ("<i>", "<b>ann")) and not at.error[1:], tab
 
 def test_moments_of_any_writing():
     assert trainings.moment("2026-05-01T00:00:00.000Z").year == 2026 and trainings.moment("2026-05-01").tzinfo and trainings.moment(None) is None

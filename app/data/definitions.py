@@ -8,11 +8,11 @@ import streamlit as st
 
 from app.data.dictionary import dictionary, of_surfaces
 from app.page import address, nothing_yet, settings
+from app.quality.terms import SURFACES as NAMES
 from reco.data.quality import interaction_rules
 from reco.schemas import SURFACES
 
 CONTRACT = Path(__file__).resolve().parents[2]/"data"/"schema"/"user_event.avsc"
-NAMES = {"for_you": "Recommended for you", "similar": "Similar items", "bought_together": "Bought together"}
 
 # ---- features ------------------------------------------------------------------------------------------------------
 

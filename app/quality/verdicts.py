@@ -1,6 +1,5 @@
 """What the gates found of a bundle, beside what is served; what the leak alarms of its training found; who was refused."""
 import re
-from datetime import UTC, datetime
 
 import polars as pl
 import streamlit as st
@@ -10,19 +9,12 @@ from app.page import nothing_yet
 from app.quality import kept
 from app.quality.evaluation import number
 from app.quality.terms import GATES, alarm
+from app.quality.trainings import moment
 
 COMPARED = "better than the champion", "ranker no worse", "new users", "cold items", "long tail", "better than popularity"
 FOUND = re.compile(r"([\d.]+) beside ([\d.]+), ([+-][\d.,]+)% to ([+-][\d.,]+)%, ([\d,]+) shoppers") # how `reco.evaluation.gates.Difference` is written down
 SURELY = {"better": "surely better", "unclear": "may be chance", "worse": "surely worse"}
 SHARES = {*COMPARED, "coverage", "offline equals online"} # gates whose value and limit are shares
-
-def when(
-    text: object, # ISO 8601
-) -> datetime|None:
-    "A moment that was written down; None for anything else."
-    try: at = datetime.fromisoformat(str(text))
-    except ValueError: return None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 def figure(
     name: str,       # of a gate
@@ -84,7 +76,7 @@ def banner(
     found: list[dict], # of `gates`
 ) -> None:
     "Passed or refused, and by what."
-    failed, at = [g for g in found if not g["passed"]], when(report.get("at"))
+    failed, at = [g for g in found if not g["passed"]], moment(report.get("at"))
     day = f" on {at:%d %B %Y}" if at else ""
     if not failed: st.success(f"Passed all {len(found)} gates{day}.", icon=":material/verified:")
     else:
@@ -143,12 +135,12 @@ REFUSED = {"promotion_refused": "refused by the gates", "training_stopped": "tra
 
 def refusals() -> pl.DataFrame: # at, bundle, what, why; newest first
     "Every challenger that was turned down and every training that was stopped, of the reports and of the log of what happened."
-    told = [{"at": when(e.get("at")), "bundle": str((e.get("about") or {}).get("bundle") or ""), "what": REFUSED[e["what"]], "why": str(e.get("text") or "")}
+    told = [{"at": moment(e.get("at")), "bundle": str((e.get("about") or {}).get("bundle") or ""), "what": REFUSED[e["what"]], "why": str(e.get("text") or "")}
             for e in kept.happened() if e.get("what") in REFUSED]
     known = {r["bundle"] for r in told}
     for name, report in kept.reports().items():
         failed = [g["name"] for g in gates(report) if not g["passed"]]
-        if failed and name not in known: told.append({"at": when(report.get("at")), "bundle": name, "what": REFUSED["promotion_refused"], "why": ", ".join(failed)})
+        if failed and name not in known: told.append({"at": moment(report.get("at")), "bundle": name, "what": REFUSED["promotion_refused"], "why": ", ".join(failed)})
     frame = pl.DataFrame(told, schema={"at": pl.Datetime("us", "UTC"), "bundle": pl.String, "what": pl.String, "why": pl.String})
     return frame.sort("at", descending=True, nulls_last=True)
 
