@@ -1,8 +1,6 @@
 """The quality page beside bundles, verdicts and trainings as the flows leave them: what it says is what they hold, and what is not there is said."""
 import base64
 import json
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +10,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import streamlit as st
-import uvicorn
 from bundles import days_before
+from shop_floor import listening
 from streamlit.testing.v1 import AppTest
 
 from app.contract import create_app
@@ -99,15 +97,9 @@ def folder(trained, tmp_path_factory: pytest.TempPathFactory) -> Names:
 @pytest.fixture(scope="module")
 def endpoint(folder: Names, store) -> Iterator[int]:
     "An endpoint on the bundle that is served."
-    replica, port = Replica(), free_port()
+    replica = Replica()
     replica.bundle, replica.store = load_bundle(folder.root/"bundles"/folder.champion), store
-    server = uvicorn.Server(uvicorn.Config(create_app(replica), host="127.0.0.1", port=port, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started: time.sleep(0.01)
-    yield port
-    server.should_exit = True
-    thread.join()
+    with listening(create_app(replica)) as port: yield port
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch, folder: Names, endpoint: int):

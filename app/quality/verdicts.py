@@ -135,7 +135,7 @@ REFUSED = {"promotion_refused": "refused by the gates", "training_stopped": "tra
 
 def refusals() -> pl.DataFrame: # at, bundle, what, why; newest first
     "Every challenger that was turned down and every training that was stopped, of the reports and of the log of what happened."
-    told = [{"at": moment(e.get("at")), "bundle": str((e.get("about") or {}).get("bundle") or ""), "what": REFUSED[e["what"]], "why": str(e.get("text") or "")}
+    told = [{"at": moment(e.get("at")), "bundle": str(e["about"].get("bundle") or "") if isinstance(e.get("about"), dict) else "", "what": REFUSED[e["what"]], "why": str(e.get("text") or "")}
             for e in kept.happened() if e.get("what") in REFUSED]
     known = {r["bundle"] for r in told}
     for name, report in kept.reports().items():
