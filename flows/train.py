@@ -133,7 +133,8 @@ class TrainFlow(FlowSpec):
         self.record = run_record(self.settings, self.git_sha, {"lake": self.settings.lake.root}, self.snapshots, self.asof)
         about = self.record | {"versions": versions(LIBRARIES), "metrics": self.table.to_dicts(), "alarms": self.alarms.to_dicts(),
                                "cutoffs": {k: [str(x) for x in v] if isinstance(v, tuple) else str(v) for k, v in vars(self.cutoffs).items()},
-                               "data": data_facts(shop), "strengths": asdict(self.strengths), "variety": variety_facts(self.frontier, self.strengths)}
+                               "data": data_facts(shop), "strengths": asdict(self.strengths), "variety": variety_facts(self.frontier, self.strengths),
+                               "frontier": self.frontier.to_dicts()}
         bundle = make_bundle(shop, epoch_ms(self.asof), self.rankers, self.settings, about, self.book, self.strengths, self.choices,
                              kept.get("now"))
         if unknown := bundle.reranker.compiled.unknown: print(f"rules name what the catalogue does not have: {', '.join(unknown)}")
