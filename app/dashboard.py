@@ -8,7 +8,7 @@ from streamlit import runtime
 
 from reco.settings import SettingsError, load_settings
 
-PAGES = [("shop", "Shop", "storefront")] # file in app_pages/, title, icon; the first is where one arrives
+PAGES = [("shop", "Shop", "storefront"), ("business", "Business", "trending_up"), ("monitoring", "Monitoring", "monitor_heart")] # file in app_pages/, title, icon; the first is where one arrives
 
 def show() -> None:
     "The navigation and the page that it points to."
