@@ -4,15 +4,13 @@ A step whose inputs are what they were is reused. Logs and the record of what wa
 """
 import argparse
 import contextlib
-import hashlib
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -20,13 +18,12 @@ from urllib.parse import quote
 import psutil
 
 from app.client import Client, EndpointError
+from app.demo_steps import INGESTED, OtherShop, experiments_file, lake_states, set_aside, steps
 from app.ports import port_free, reach
-from reco.challenger import REPORTS, challenger_name, kept_report
+from app.reuse import ROOT, Record, Step, stale
 from reco.data.lake import LakeError, open_lake
-from reco.features.store import StoreError, open_store, wait_until_ready
 from reco.settings import Settings, SettingsError, find_settings, load_settings
 
-ROOT = Path(__file__).resolve().parent.parent
 SHOWN_LINES = 25  # of a failed step's log
 DEADLINE_S = 300  # for the endpoint and the app to answer; Ray takes a minute on two busy cores
 GRACE_S = {signal.SIGINT: 30, signal.SIGTERM: 5, signal.SIGKILL: 5} # the endpoint needs about 5 s to end Ray
@@ -68,10 +65,12 @@ def last_lines(
 
 # ---- processes ----------------------------------------------------------------------------------------------------
 
+MORE: dict[str, str] = {} # variables of processes that are started from now on
+
 def environment() -> dict[str, str]: # of every process that the demo starts
     "Ours, with the settings named by their full path: a child's working directory is the repository."
     found = find_settings()
-    return os.environ | {"PYTHONUNBUFFERED": "1"} | ({"RECO_SETTINGS": str(found.absolute())} if found else {})
+    return os.environ | {"PYTHONUNBUFFERED": "1"} | ({"RECO_SETTINGS": str(found.absolute())} if found else {}) | MORE
 
 def _in_group(
     process: psutil.Process,
@@ -132,58 +131,7 @@ def started() -> Iterator[list[Child]]: # put what you start here; it ends with 
             print("stopping " + " and ".join(c.name for c in children if c.alive()), flush=True)
             stop(children)
 
-# ---- what is reused -----------------------------------------------------------------------------------------------
-
-def listing(
-    *paths: Path, # files and folders
-) -> str:         # a digest of names, sizes and times of all files in them
-    "Changes when a file comes, goes or is written again."
-    files = sorted(f for p in paths for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
-    return digest((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
-
-def digest(
-    values: Iterable[object], # anything with a repr that tells it
-) -> str:                     # 16 hex digits
-    return hashlib.sha256("\n".join(map(repr, values)).encode()).hexdigest()[:16]
-
-def code(
-    *paths: Path, # files and folders
-) -> str:         # a digest of the Python code in them
-    files = sorted(f for p in paths for f in ([p] if p.is_file() else p.rglob("*.py")))
-    return digest((f.relative_to(ROOT), f.read_bytes()) for f in files)
-
-@dataclass(frozen=True)
-class Step:
-    "Something that is made once for the same inputs."
-    name: str
-    command: list[str]                # makes it
-    inputs: Callable[[], dict]        # what decides the result, by the name that a reader knows it under
-    there: Callable[[], bool]         # whether the result exists
-    declined: Callable[[float], str] = lambda _: "" # why it ended since then (s) without a new result, where that is no defect
-
-def stale(
-    step: Step,
-    before: dict|None, # the inputs of the last time it came to its end
-) -> str:              # why it must run; empty when it need not
-    "Compare with the last time."
-    if before is None: return "first time"
-    if not step.there(): return "its result is gone"
-    changed = [k for k,v in step.inputs().items() if before.get(k) != v]
-    return f"{', '.join(changed)} changed" if changed else ""
-
-class Record:
-    "Which inputs each step was last run on, in .demo/state.json."
-    def __init__(self, path: Path):
-        self.path = path
-        try: self.steps = dict(json.loads(path.read_text("utf-8")))
-        except (FileNotFoundError, ValueError, TypeError): self.steps = {} # unreadable is as good as none: steps run again
-
-    def keep(self, name: str, inputs: dict|None) -> None: # none: it is about to run, and until it ends it does not count
-        if inputs is None: self.steps.pop(name, None)
-        else: self.steps[name] = inputs
-        part = self.path.with_suffix(".tmp")
-        part.write_text(json.dumps(self.steps, indent=1), "utf-8")
-        part.replace(self.path)
+# ---- steps and processes ------------------------------------------------------------------------------------------
 
 def run(
     step: Step,
@@ -191,13 +139,13 @@ def run(
     record: Record,
     children: list[Child], # where it puts itself, to be stopped
     folder: Path,          # of the logs
-) -> None:
+) -> bool:                 # whether it ran
     "Run a step unless nothing that it depends on has changed; raises `DemoError` when it fails."
     progress = Progress(title)
     why = stale(step, record.steps.get(step.name))
     if not why:
         progress.done("reused: nothing it depends on has changed")
-        return
+        return False
     record.keep(step.name, None)
     began = time.time()
     child = Child(step.name, step.command, folder)
@@ -208,7 +156,7 @@ def run(
     if child.process.returncode and (said := step.there() and step.declined(began)):
         record.keep(step.name, step.inputs())
         progress.done(said)
-        return
+        return True
     if child.process.returncode:
         progress.done("failed")
         raise child.failure()
@@ -217,82 +165,7 @@ def run(
         raise DemoError(f"{step.name} ended well but left no result; its log: {child.log}")
     record.keep(step.name, step.inputs())
     progress.done(f"done ({why})")
-
-# ---- the steps ----------------------------------------------------------------------------------------------------
-
-def steps(
-    settings: Settings,
-) -> list[Step]: # in order
-    "Simulate, ingest, train, promote, materialize."
-    raw, bundles = (settings.path(p).absolute() for p in (settings.data.path, settings.bundles.root))
-    generator, library = ROOT/"data"/"generators"/"generate_shop.py", ROOT/"reco"
-    about = settings.model_dump(mode="json", exclude={"root", "serving", "app"})
-    simulate = Step("simulate", [sys.executable, str(generator)],
-        lambda: {"[simulator]": [about["simulator"], settings.project.seed, str(raw)],
-                 "the simulator": code(generator, library/"data"/"simulator.py", library/"data"/"assortment.py")},
-        lambda: any(raw.glob("*.parquet")))
-    ingest = Step("ingest", [sys.executable, "flows/ingest.py", "run"],
-        lambda: {"the raw files": listing(raw), "[data]": [about["data"], about["quality"], settings.lake_root],
-                 "the code": code(ROOT/"flows"/"ingest.py", ROOT/"flows"/"base.py", library/"data", library/"schemas.py")},
-        lambda: "interactions" in lake_states(settings))
-    train = Step("train", [sys.executable, "flows/train.py", "run"],
-        lambda: {"the lake": lake_states(settings), "the settings": [{k: v for k,v in about.items() if k not in ("simulator", "data", "online", "stream", "gates", "search")},
-                                                            str(bundles)],
-                 "the code": code(ROOT/"flows"/"train.py", ROOT/"flows"/"base.py", library)},
-        lambda: bool(challenger_name(bundles)))
-    promote = Step("promote", [sys.executable, "flows/promote.py", "run"],
-        lambda: {"the challenger": challenger_name(bundles), "[gates]": about["gates"],
-                 "the code": code(ROOT/"flows"/"promote.py", ROOT/"flows"/"base.py", library)},
-        lambda: (bundles/"current").is_file(), lambda since: declined(bundles, since))
-    materialize = Step("materialize", [sys.executable, "flows/materialize.py", "run"],
-        lambda: {"the lake": lake_states(settings), "the bundle": listing(bundles/"current"), "[online]": [about["online"], about["train"]["max_history"]],
-                 "the code": code(ROOT/"flows"/"materialize.py", ROOT/"flows"/"base.py", library)},
-        lambda: knows_someone(settings))
-    return [*([simulate] if settings.data.source == "simulator" else []), ingest, train, promote, materialize]
-
-def declined(
-    bundles: Path, # their folder
-    since: float,  # s; an older verdict says nothing
-) -> str:          # empty when it passed, or was not judged
-    "Which gates kept the newest bundle from being served."
-    path = bundles/REPORTS/f"{challenger_name(bundles)}.json"
-    report = kept_report(bundles, challenger_name(bundles)) if path.is_file() and path.stat().st_mtime >= since - 1 else None
-    failed = [g["name"] for g in report["gates"] if not g["passed"]] if report else []
-    return f"not promoted, the bundle before goes on: {', '.join(failed)}" if failed else ""
-
-def lake_states(
-    settings: Settings,
-) -> dict[str, str]: # table → snapshot, of those that a model is made of
-    "What the lake holds; raises `LakeError`."
-    lake = open_lake(settings)
-    return {t: lake.snapshot(t) for t in ("interactions", "catalog") if t in lake.tables()}
-
-def knows_someone(
-    settings: Settings,
-) -> bool:
-    "Whether the online store has a shopper's past."
-    try:
-        with contextlib.closing(open_store(settings)) as store:
-            wait_until_ready(store.client) # it may have been started by this very question
-            return store.someone() is not None
-    except StoreError: return False
-
-def set_aside(
-    settings: Settings,
-    record: Record,
-    ingest: Step,
-) -> None:
-    "Another simulated shop must not be poured over the one in the lake: that lake is renamed, never deleted."
-    if settings.data.source != "simulator": return
-    holds, raw = record.steps.get("lake"), {"the raw files": ingest.inputs()["the raw files"]}
-    record.keep("lake", raw)
-    if "://" in settings.lake_root and holds not in (None, raw):
-        raise DemoError(f"{settings.lake_root} holds another simulated shop; name another place with RECO_LAKE_ROOT")
-    lake = Path(settings.lake_root)
-    if holds in (None, raw) or not lake.is_dir(): return
-    aside = lake.with_name(f"{lake.name}.until-{time.strftime('%Y%m%dT%H%M%S')}")
-    lake.rename(aside)
-    print(f"      the lake holds another simulated shop; it is kept as {aside}", flush=True)
+    return True
 
 def check_ports(
     settings: Settings,
@@ -333,16 +206,16 @@ def serve(
     children: list[Child], # where the two are put
     folder: Path,          # of the logs
 ) -> str:                  # what to print when all is up
-    "Start endpoint and app side by side and wait until both answer; raises `DemoError`."
+    "Start endpoint, app and consumer side by side and wait until the first two answer; raises `DemoError`."
     progress = Progress(title)
-    both = [Child("endpoint", [sys.executable, "-m", "app.serve"], folder),
-            Child("app", [sys.executable, "-m", "app.dashboard"], folder)]
-    children.extend(both)
+    started = [Child("endpoint", [sys.executable, "-m", "app.serve"], folder), Child("app", [sys.executable, "-m", "app.dashboard"], folder),
+               Child("consumer", [sys.executable, "-m", "app.consumer"], folder)]
+    children.extend(started)
     address, page = reach(settings.serving.host, settings.serving.port), reach("127.0.0.1", settings.app.port)
     user_id, until, waiting = someone(settings), time.monotonic() + DEADLINE_S, {"endpoint", "app"}
     with Client(address, timeout_s=5) as client:
         while True:
-            for c in both:
+            for c in started:
                 if c.process.poll() is not None: raise c.failure()
             if time.monotonic() > until: raise DemoError(f"no answer within {DEADLINE_S} s from {', '.join(sorted(waiting))}; logs in {folder}")
             if "app" in waiting and page_answers(page): waiting.discard("app")
@@ -366,7 +239,7 @@ def summary(
             f"  curl -s '{url}'\n  {answer}\n")
 
 def watch(
-    children: list[Child], # endpoint and app
+    children: list[Child], # endpoint, app and consumer
 ) -> None:
     "Wait for Ctrl-C; raises `DemoError` when one of them ends by itself."
     while True:
@@ -382,15 +255,21 @@ def demo(
     check_ports(settings)
     folder = settings.root.absolute()/".demo"
     folder.mkdir(exist_ok=True)
-    record, todo = Record(folder/"state.json"), steps(settings)
+    record = Record(folder/"state.json")
+    last = len(steps(settings, record)) + 1
     with started() as children:
-        for i,step in enumerate(todo, 1):
-            if step.name == "ingest": set_aside(settings, record, step)
-            run(step, f"[{i}/{len(todo) + 1}] {step.name:11}", record, children, folder)
+        for i in range(1, last):
+            step = steps(settings, record)[i - 1] # anew: what one step makes names arguments of later ones
+            if step.name == "ingest":
+                try: set_aside(settings, record, step)
+                except OtherShop as e: raise DemoError(str(e)) from None
+                if found := experiments_file(settings, folder): MORE["RECO_EXPERIMENTS_FILE"] = str(found)
+            ran = run(step, f"[{i}/{last}] {step.name:11}", record, children, folder)
+            if step.name == "ingest" and (ran or INGESTED not in record.steps): record.keep(INGESTED, lake_states(settings))
         children.clear() # they have ended
-        print(serve(settings, f"[{len(todo) + 1}/{len(todo) + 1}] {'serve':11}", children, folder), flush=True)
+        print(serve(settings, f"[{last}/{last}] {'serve':11}", children, folder), flush=True)
         if once: return
-        print("Ctrl-C stops both.", flush=True)
+        print("Ctrl-C stops all of it.", flush=True)
         watch(children)
 
 def _interrupt(_signum: int, _frame: object) -> None: # SIGTERM and a closed terminal end the demo the way Ctrl-C does

@@ -3,11 +3,12 @@
 `--retrain auto` trains and promotes on this machine when the verdict says so, `ask` only tells (on Argo that starts the training), `never` does neither. In a pod of a run
 `--with kubernetes` there is no room for a training: there `auto` is `ask`. A retrain that is no better leaves the champion alone, and this run ends well and says so; one that broke down, or that could not be
 asked for, ends it with exit code 1, and the next run, or `python flows/monitor.py resume`, has its turn. Drift and skew are told whatever is made of them.
+`--since 2026-11-20` makes good days on which no run happened; `--because "prices were wrong until today"` trains anew whatever is found.
 """
 import os
 import subprocess
 import sys
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
 
 import polars as pl
@@ -41,6 +42,8 @@ class MonitorFlow(FlowSpec):
 
     asof = Parameter("asof", default="", help="the moment to look back from, ISO 8601 with a time zone; now if not given")
     retrain = Parameter("retrain", default=M.retrain, help="auto, ask or never")
+    since = Parameter("since", default="", help="look at earlier days too, from this one (YYYY-MM-DD), each as of its end: days on which no run happened. Nothing is asked for on their account")
+    because = Parameter("because", default="", help="a retrain is wanted whatever is found, and why")
 
     @step
     def start(self):
@@ -48,6 +51,7 @@ class MonitorFlow(FlowSpec):
         self.settings, self.git_sha = SETTINGS.without_secrets(), git_sha(HERE)
         if self.retrain not in ("auto", "ask", "never"): sys.exit(f"--retrain {self.retrain}: auto, ask or never")
         self.now, self.champion, lake = moment_of(self.asof), champion_name(ROOT), open_lake(SETTINGS)
+        self.earlier = ends_of(self.since, self.now)
         if not self.champion: sys.exit(f"nothing is published in {ROOT}: run `python flows/train.py run`, then `python flows/promote.py run`")
         there = lake.tables()
         self.snapshots, self.asker = {t: lake.snapshot(t) for t in (*TABLES, "exposures") if t in TABLES or t in there}, str(current.run_id) # of a run that is resumed its first name
@@ -60,17 +64,13 @@ class MonitorFlow(FlowSpec):
     @step
     def compare(self):
         """Compare, decide, and keep numbers and pages."""
-        from reco.monitoring.decision import decide, moved  # brings SciPy, numba and LightGBM, which take seconds
-        from reco.monitoring.history import keep_numbers, keep_skew, last_asked
+        from reco.monitoring.decision import moved  # brings SciPy, numba and LightGBM, which take seconds
         lake, day = open_lake(SETTINGS), self.now.date()
-        found = compared(lake, self.champion, self.now, self.snapshots)
+        for at in self.earlier: looked_at(lake, self.champion, at, self.snapshots)
+        found, verdict, self.pages, self.html = looked_at(lake, self.champion, self.now, self.snapshots, self.because)
         self.drift, self.figures, self.skew = found.drift, found.figures, found.skew and found.skew._asdict()
-        verdict = decide(found.reasons, last_asked(lake, self.now), self.now, M.min_days)
         self.verdict, self.why, self.reasons = verdict.retrain, verdict.why, verdict.reasons
         self.moved = moved(found.asked, M.psi, M.chance).select("table", "column", "excess", "moved").rows()
-        keep_numbers(lake, day, self.now, self.champion, self.drift, verdict)
-        if found.skew: keep_skew(lake, day, self.now, self.champion, found.skew.found, found.skew.excluded)
-        self.pages, self.html = kept_pages(lake, day, found.pages)
         self.served = kept_profiles(lake, self.snapshots, self.now)
         removed(lake, day)
         show_figures(self.now, found, verdict)
@@ -85,7 +85,7 @@ class MonitorFlow(FlowSpec):
         from reco.monitoring.history import UNDERWAY, claim, settle
         lake, day = open_lake(SETTINGS), self.now.date()
         tell_found(self, day)
-        self.outcome = claim(lake, day, self.now, self.asker, self.champion, self.why) or "none" if self.verdict and self.retrain != "never" else "none"
+        self.outcome = claim(lake, day, self.now, self.asker, self.champion, self.why, bool(self.because)) or "none" if self.verdict and self.retrain != "never" else "none"
         if self.outcome in UNDERWAY:
             self.outcome = asked_for(self, lambda state: settle(lake, day, self.asker, state))
             settle(lake, day, self.asker, self.outcome)
@@ -117,6 +117,27 @@ class Found(NamedTuple):
     daily: pl.DataFrame       # conversion by day
     pages: dict               # heading → the two frames of a page
     skew: Skew | None         # None without a serve log
+
+
+def ends_of(since: str, now: datetime) -> list[datetime]:
+    """The ends of the days from one on that are over, but for the last, which is looked at anyway; a bad day ends the run."""
+    if not since: return []
+    try: first = date.fromisoformat(since)
+    except ValueError as e: sys.exit(f"--since {since}: {e}")
+    if first > now.date(): sys.exit(f"--since {since}: that day is still to come")
+    return [datetime.combine(first + timedelta(days=n), time(), UTC) for n in range(1, (now.date() - first).days)]
+
+
+def looked_at(lake, champion: str, now: datetime, snapshots: dict[str, str], because: str = "") -> tuple:
+    """Hold one day beside the champion's time, decide, and keep numbers and page; what was found, the verdict, where the page is, and the page."""
+    from reco.monitoring.decision import by_hand, decide
+    from reco.monitoring.history import keep_numbers, keep_skew, last_asked
+    found, day = compared(lake, champion, now, snapshots), now.date()
+    verdict = decide(found.reasons, last_asked(lake, now), now, M.min_days)
+    if because: verdict = by_hand(verdict, because)
+    keep_numbers(lake, day, now, champion, found.drift, verdict)
+    if found.skew: keep_skew(lake, day, now, champion, found.skew.found, found.skew.excluded)
+    return found, verdict, *kept_pages(lake, day, found.pages)
 
 
 def compared(lake, champion: str, now: datetime, snapshots: dict[str, str]) -> Found:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from worlds import world  # noqa: F401 (a fixture of many files)
 
 from reco.bundle import ModelBundle, load_bundle, make_bundle, save_bundle
 from reco.data.histories import epoch_ms

@@ -14,9 +14,11 @@ import polars as pl
 import psutil
 import pytest
 
-from app import demo
+from app import demo, demo_steps, reuse
 from app.ports import free_port
 from reco.challenger import keep_report, set_challenger
+from reco.data.lake import open_lake
+from reco.experiments.assignment import read_experiments
 from reco.features.store import open_store
 from reco.redis_server import listens, socket_path
 from reco.schemas import INTERACTIONS, conform
@@ -24,14 +26,14 @@ from reco.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-def a_step(folder: Path, source: Path, script: str = "") -> demo.Step: # counts its runs in made.txt
+def a_step(folder: Path, source: Path, script: str = "") -> reuse.Step: # counts its runs in made.txt
     made = folder/"made.txt"
-    return demo.Step("make", [sys.executable, "-c", script or f"open({str(made)!r}, 'a').write('x')"],
-                     lambda: {"the source": demo.listing(source)}, made.is_file)
+    return reuse.Step("make", [sys.executable, "-c", script or f"open({str(made)!r}, 'a').write('x')"],
+                     lambda: {"the source": reuse.listing(source)}, made.is_file)
 
-def run(step: demo.Step, folder: Path) -> None:
+def run(step: reuse.Step, folder: Path) -> None:
     children: list[demo.Child] = []
-    try: demo.run(step, step.name, demo.Record(folder/"state.json"), children, folder)
+    try: demo.run(step, step.name, reuse.Record(folder/"state.json"), children, folder)
     finally: demo.stop(children)
 
 def test_a_step_runs_again_only_when_something_changed(tmp_path, capsys):
@@ -66,7 +68,7 @@ def test_a_step_without_a_result_fails(tmp_path):
 
 def test_a_damaged_record_means_running_again(tmp_path):
     (tmp_path/"state.json").write_text('{"make": ')
-    assert demo.Record(tmp_path/"state.json").steps == {}
+    assert reuse.Record(tmp_path/"state.json").steps == {}
 
 STUBBORN = """
 import signal, subprocess, sys, time
@@ -132,12 +134,12 @@ def test_another_simulated_shop_does_not_mix_with_the_one_in_the_lake(tmp_path, 
     for folder in (raw, lake): folder.mkdir(parents=True)
     (raw/"interactions.parquet").write_text("first shop")
     (lake/"rows").write_text("first shop")
-    ingest, record = demo.steps(settings)[1], demo.Record(tmp_path/"state.json")
-    demo.set_aside(settings, record, ingest) # a lake we know nothing of is left alone
-    demo.set_aside(settings, record, ingest) # the same shop again
+    ingest, record = demo_steps.steps(settings, reuse.Record(tmp_path/"state.json"))[1], reuse.Record(tmp_path/"state.json")
+    demo_steps.set_aside(settings, record, ingest) # a lake we know nothing of is left alone
+    demo_steps.set_aside(settings, record, ingest) # the same shop again
     assert (lake/"rows").exists()
     (raw/"interactions.parquet").write_text("the second shop")
-    demo.set_aside(settings, demo.Record(tmp_path/"state.json"), ingest)
+    demo_steps.set_aside(settings, reuse.Record(tmp_path/"state.json"), ingest)
     kept = list((tmp_path/"data").glob("lake.until-*/rows"))
     assert not lake.exists() and [p.read_text() for p in kept] == ["first shop"]
     assert str(kept[0].parent) in capsys.readouterr().out
@@ -158,36 +160,60 @@ def test_only_a_verdict_of_now_is_one(tmp_path):
     (tmp_path/"b1"/"manifest.json").write_text("{}")
     set_challenger(tmp_path/"b1")
     report = {"bundle": "b1", "gates": [{"name": "latency p99", "passed": False}, {"name": "better than popularity", "passed": True}]}
-    assert demo.declined(tmp_path, time.time()) == ""
+    assert demo_steps.declined(tmp_path, time.time()) == ""
     path = keep_report(tmp_path, report)
-    assert demo.declined(tmp_path, time.time()) == "not promoted, the bundle before goes on: latency p99"
+    assert demo_steps.declined(tmp_path, time.time()) == "not promoted, the bundle before goes on: latency p99"
     os.utime(path, (1, 1))
-    assert demo.declined(tmp_path, time.time()) == ""
+    assert demo_steps.declined(tmp_path, time.time()) == ""
 
 def test_real_files_are_not_simulated_over(tmp_path, monkeypatch):
     (tmp_path/"settings.ini").write_text("[data]\nsource = retailrocket\n")
-    assert [s.name for s in demo.steps(load_settings(tmp_path/"settings.ini"))] == ["ingest", "train", "promote", "materialize"]
+    assert [s.name for s in demo_steps.steps(load_settings(tmp_path/"settings.ini"), reuse.Record(tmp_path/"state.json"))] == ["ingest", "train", "promote", "materialize"]
 
 def test_a_change_of_settings_or_code_counts(tmp_path):
     (tmp_path/"settings.ini").write_text("")
-    def inputs(**env: str) -> list[dict]: return [s.inputs() for s in demo.steps(load_settings(tmp_path/"settings.ini", env))]
+    def inputs(**env: str) -> list[dict]: return [s.inputs() for s in demo_steps.steps(load_settings(tmp_path/"settings.ini", env), reuse.Record(tmp_path/"state.json"))]
     plain = inputs()
     assert inputs() == plain
     changed = [a != b for a,b in zip(plain, inputs(RECO_SIMULATOR_EVENTS="300"), strict=True)]
-    assert changed == [True, False, False, False, False] # the rest follows from the files that the first writes
-    assert [a != b for a,b in zip(plain, inputs(RECO_ALS_FACTORS="8"), strict=True)] == [False, False, True, False, False]
-    assert [a != b for a,b in zip(plain, inputs(RECO_GATES_MARGIN="0.01"), strict=True)] == [False, False, False, True, False]
-    assert [a != b for a,b in zip(plain, inputs(RECO_ONLINE_HISTORY_DAYS="8"), strict=True)] == [False, False, False, False, True]
-    assert [a != b for a,b in zip(plain, inputs(RECO_SERVING_PORT="1234"), strict=True)] == [False, False, False, False, False]
+    only = lambda *names: [s.name in names for s in demo_steps.steps(load_settings(tmp_path/"settings.ini", {}), reuse.Record(tmp_path/"state.json"))]
+    assert changed == only("simulate") # the rest follows from the files that the first writes
+    assert [a != b for a,b in zip(plain, inputs(RECO_ALS_FACTORS="8"), strict=True)] == only("train")
+    assert [a != b for a,b in zip(plain, inputs(RECO_GATES_MARGIN="0.01"), strict=True)] == only("promote")
+    assert [a != b for a,b in zip(plain, inputs(RECO_ONLINE_HISTORY_DAYS="8"), strict=True)] == only("materialize")
+    assert [a != b for a,b in zip(plain, inputs(RECO_SERVING_PORT="1234"), strict=True)] == only()
+
+def test_traffic_that_came_on_top_of_the_raw_files_trains_nothing_anew(tmp_path):
+    (tmp_path/"settings.ini").write_text("")
+    settings, record = load_settings(tmp_path/"settings.ini", {}), reuse.Record(tmp_path/"state.json")
+    lake, rows = open_lake(settings), pl.DataFrame({"event_id": ["a"], "ts": datetime(2026, 5, 1, tzinfo=UTC), "user_id": "u", "item_id": "i", "event": "view"})
+    lake.write("interactions", conform(rows, INTERACTIONS), key=["event_id"], day_of="ts")
+    inputs = lambda: {s.name: s.inputs() for s in demo_steps.steps(settings, record)}
+    record.keep(demo_steps.INGESTED, demo_steps.lake_states(settings))
+    before = inputs()
+    lake.write("interactions", conform(rows.with_columns(event_id=pl.lit("b")), INTERACTIONS), key=["event_id"], day_of="ts")
+    assert inputs() == before
+    record.keep(demo_steps.INGESTED, demo_steps.lake_states(settings)) # but what comes of raw files does
+    assert [n for n, i in inputs().items() if i != before[n]] == ["train", "materialize"]
+
+def test_an_experiment_begins_with_the_traffic_and_a_file_of_ones_own_goes_first(tmp_path):
+    (tmp_path/"settings.ini").write_text("")
+    settings = load_settings(tmp_path/"settings.ini", {})
+    assert demo_steps.experiments_file(settings, tmp_path) is None
+    (tmp_path/"data"/"raw").mkdir(parents=True)
+    (tmp_path/"data"/"raw"/"shop.json").write_text('{"end": "2026-05-01T00:00:00+00:00"}')
+    [experiment] = read_experiments(demo_steps.experiments_file(settings, tmp_path)).experiment
+    assert experiment.name == "variety" and experiment.window[0] == datetime(2026, 5, 1, tzinfo=UTC).timestamp()*1000
+    assert demo_steps.experiments_file(load_settings(tmp_path/"settings.ini", {"RECO_EXPERIMENTS_FILE": "mine.toml"}), tmp_path) is None
 
 def test_a_store_that_still_reads_its_log_is_waited_for(tmp_path):
     "The embedded server ends with its last user; the next question starts it, and it has all of it to read."
     settings = Settings(root=tmp_path)
-    assert not demo.knows_someone(settings)
+    assert not demo_steps.knows_someone(settings)
     n = 60_000
     rows = pl.DataFrame({"event_id": pl.int_range(n, eager=True).cast(pl.String), "ts": datetime(2026, 5, 1, tzinfo=UTC),
                          "user_id": pl.int_range(n, eager=True).cast(pl.String), "item_id": "lamp", "event": "view"})
     with contextlib.closing(open_store(settings)) as store: store.append(conform(rows, INTERACTIONS))
     server, until = socket_path((tmp_path/"data"/"online").absolute()), time.monotonic() + 10
     while listens(server) and time.monotonic() < until: time.sleep(0.02)
-    assert not listens(server) and demo.knows_someone(settings)
+    assert not listens(server) and demo_steps.knows_someone(settings)

@@ -9,8 +9,11 @@ import json
 import os
 import sys
 import time
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import polars as pl
 
 import reco.data.assortment
 import reco.data.simulator
@@ -20,6 +23,7 @@ from reco.settings import Settings, SettingsError, load_settings
 SIZES = ("users", "items", "events", "days")
 FILES = ("interactions.parquet", "catalog.parquet", "planted/tastes.parquet", "planted/complements.parquet",
          "planted/trends.parquet")
+LATER = "later/interactions.parquet"
 OTHERS = ("interactions.csv", "catalog.csv")  # the reader takes these too, so they must not lie beside a shop
 
 
@@ -44,6 +48,7 @@ def parser(
         cli.add_argument(f"--{name}", type=int, default=default, help=f"default {default}, from [simulator]")
     cli.add_argument("--seed", type=int, default=settings.project.seed, help=f"default {settings.project.seed}")
     cli.add_argument("--end", type=moment, help="the moment after the last event; default today's midnight UTC")
+    cli.add_argument("--later", type=int, default=0, metavar="DAYS", help="the last days go to later/ and are not read as raw files: `python -m app.traffic` lets them happen")
     cli.add_argument("--out", type=Path, default=settings.path(settings.data.path), help="folder; default [data] path")
     cli.add_argument("--force", action="store_true", help="make it anew, over the Parquet files that are there")
     return cli
@@ -54,7 +59,7 @@ def wanted_shop(
 ) -> dict:                     # what decides the content of the files, JSON-ready
     "The arguments, and a digest of the simulator's code: other code makes another shop."
     code = b"".join(Path(m.__file__).read_bytes() for m in (reco.data.assortment, reco.data.simulator))
-    return {name: getattr(args, name) for name in (*SIZES, "seed")} | {
+    return {name: getattr(args, name) for name in (*SIZES, "seed")} | ({"later": args.later} if args.later else {}) | {
         "end": args.end.isoformat() if args.end else None, "simulator": hashlib.sha256(code).hexdigest()[:12]}
 
 
@@ -82,6 +87,31 @@ def write_stamp(
         part.unlink(missing_ok=True)
 
 
+def split(
+    shop: Shop,
+    at: datetime,
+) -> tuple[Shop, pl.DataFrame]: # the shop with the events before a moment, and the others
+    "A shop at a moment, and what is still to happen."
+    late = pl.col("ts") >= at
+    return replace(shop, interactions=shop.interactions.filter(~late)), shop.interactions.filter(late)
+
+
+def write_later(
+    events: pl.DataFrame,  # INTERACTIONS; empty removes the file
+    out: Path,             # folder of the shop
+) -> None:
+    "Write `LATER` in one step."
+    path = out/LATER
+    if events.is_empty(): return path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        events.write_parquet(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def foreign_files(
     out: Path,   # folder of the shop
     ours: bool,  # the Parquet files may be written over
@@ -103,8 +133,10 @@ def make_shop(
     args: argparse.Namespace,  # from `parser`
 ) -> str:                      # what was done, one line
     "Make the shop unless it is there; raises `ValueError` for bad sizes or foreign data, `OSError` when writing fails."
+    if not 0 <= args.later < args.days: raise ValueError(f"--later {args.later}: 0 to {args.days - 1} of {args.days} days can happen later")
     want, have = wanted_shop(args), read_stamp(args.out)
-    whole = have and have.get("shop") == want and have.get("done") and all((args.out/f).is_file() for f in FILES)
+    files = [*FILES, *([LATER] if args.later else [])]
+    whole = have and have.get("shop") == want and have.get("done") and all((args.out/f).is_file() for f in files)
     if whole and not args.force:
         return f"{args.out}: already there, up to {have['end']} ({have['summary']}); --force makes it anew"
     if found := foreign_files(args.out, bool(have) or args.force):
@@ -114,12 +146,13 @@ def make_shop(
     print(f"simulating {args.events:,} events of {args.users:,} users, {args.days} days up to {end:%Y-%m-%d %H:%M} UTC",
           flush=True)
     began = time.monotonic()
-    shop = simulate(args.users, args.items, args.events, args.days, end, args.seed)
+    shop, later = split(simulate(args.users, args.items, args.events, args.days, end, args.seed), end - timedelta(days=args.later))
     print(f"simulated in {time.monotonic() - began:.1f} s; writing to {args.out}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    stamp = {"shop": want, "end": end.isoformat(), "summary": summary(shop)}
+    stamp = {"shop": want, "end": (end - timedelta(days=args.later)).isoformat(), "summary": summary(shop)}
     write_stamp(args.out, stamp | {"done": False})  # killed from here on, the next run starts over
     write_shop(shop, args.out)
+    write_later(later, args.out)
     write_stamp(args.out, stamp | {"done": True})
     return f"{args.out}: {stamp['summary']}"
 

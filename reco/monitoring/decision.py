@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'reason', 'by_age', 'deciding', 'moved', 'by_drift', 'deviations', 'cusum', 'by_metric', 'Verdict',
-           'decide']
+           'decide', 'by_hand']
 
 # %% ../../nbs/84_monitoring.decision.ipynb #367f1d59
 from collections.abc import Sequence
@@ -132,3 +132,10 @@ def decide(
     more = f" and {speak.height - 3} more reasons" if speak.height > 3 else ""
     if asked and now - asked < timedelta(days=min_days): return Verdict(False, f"a retrain was asked for {asked:%Y-%m-%d}, less than {min_days:g} days ago, though {why}{more}", rows)
     return Verdict(True, why + more, rows)
+
+def by_hand(
+    verdict:Verdict,
+    why:str,
+)->Verdict:
+    "A person wants a retrain, whatever speaks for it."
+    return Verdict(True, why, pl.concat([reason("asked for by hand", None, 0, True, why), verdict.reasons]))

@@ -84,12 +84,13 @@ def claim(
     run:str,      # that asks; the same when it is resumed
     bundle:str,   # the champion's name
     why:str,
+    again:bool=False, # also when the day had one that came to its end: somebody wants another
 )->str:           # the outcome of this run's row; empty when another run was first
     "Ask for the retrain of a day, or go on with it; raises `LakeError`."
     there = retrains(lake).filter(pl.col("day") == day)
     mine = there.filter(pl.col("run") == run).head(1)
     if mine.height and mine["outcome"][0] in DONE + UNDERWAY: return mine["outcome"][0]
-    if there.filter(counting(at)).height: return ""
+    if there.filter(pl.col("outcome").is_in(UNDERWAY) if again else pl.lit(True), counting(at)).height: return ""
     turn = int(there["turn"].max()) + 1 if there.height else 0
     row = {"day": day, "at": at, "run": run, "bundle": bundle, "why": why, "outcome": "claimed", "turn": turn}
     lake.write("retrains", pl.DataFrame([row]).cast({"at": pl.Datetime("ms", "UTC")}), key=["day", "turn"])
