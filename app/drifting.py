@@ -15,14 +15,14 @@ HOW = "`make monitor` compares the last days with what the model learned from (i
 TABLES = {"events": "what shoppers do", "shoppers": "who the shoppers are", "visits": "how visits go", "catalog": "the catalogue", "rows": "what the ranker is told", "scores": "scores", "lists": "the lists", "served": "what was served"}
 MOST_COLUMNS, MOST_DAYS = 18, 30
 OUTCOMES = {"asked": "asked for: somebody else trains", "promoted": "trained, and served", "refused": "trained, and refused by the gates", "claimed": "being started", "training": "training now"}
-WHY_NOT = {"bundle": "another bundle answered", "variant": "an experiment's variant answered", "visit": "visits without an id: what they sent along is not kept", "context": "the page's item or the cart is not kept",
+WHY_NOT = {"bundle": "another bundle answered", "variant": "an experiment's variant answered", "visit": "a visit without an id came, and what it sent along is not kept", "context": "the page's item or the cart is not kept",
            "deadline": "a source or the store may have been left out for time", "rows": "feature rows were just being replaced", "kept": "the list was made for an earlier request", "changed": "an item is new or changed since the training"}
 
 def verdicts() -> None:
     "What the last comparison concluded, and what speaks for and against it."
     if "verdicts" not in tables(): return nothing_yet("Nothing has been compared yet.", HOW)
     table = read("verdicts")
-    last = table.filter(pl.col("day") == table["day"].max()).sort("asks", "name", descending=[True, False])
+    last = table.filter(pl.col("day") == table["day"].max()).sort("asks", "value", "name", descending=[True, True, False], nulls_last=True)
     first = last.row(0, named=True)
     if first["retrain"]: st.warning(f"**{day(first['day'])}: train again.** {plain(first['why'])}", icon=":material/model_training:")
     else: st.success(f"**{day(first['day'])}: no retrain.** {plain(first['why']).capitalize()}", icon=":material/check:")
@@ -43,13 +43,14 @@ def drift() -> None:
     if not there: return nothing_yet("Nothing could be compared: one of the two sides was empty.", HOW)
     asked = st.pills("Of", ["all", *there], default="all", required=True, format_func=lambda t: "everything" if t == "all" else TABLES[t], key="drift of")
     mine = recent if asked == "all" else recent.filter(pl.col("table") == asked)
-    most = mine.group_by("name").agg(pl.col("excess").max()).sort("excess", "name", descending=[True, False])["name"].head(MOST_COLUMNS).to_list()
     beyond = alarms().filter(pl.col("day").is_in(shown_days.implode()))
+    largest = mine.group_by("name").agg(pl.col("excess").max()).with_columns(spoke=pl.col("name").is_in(beyond["name"].unique().implode()))
+    most = largest.sort("spoke", "excess", "name", descending=[True, True, False])["name"].head(MOST_COLUMNS).to_list()
     said = count(beyond.select(pl.col("name").n_unique()).item(), "column was", "columns were") + f" beyond limit and chance in {count(len(shown_days), 'day')}"
     st.markdown(f"###### {said}" + (": " + ", ".join(plain(n) for n in beyond["name"].unique().sort().head(3)) if beyond.height else ""))
     drawn(drift_map(mine.filter(pl.col("name").is_in(most)), beyond.filter(pl.col("name").is_in(most)), most), f"Drift of {len(most)} columns on {len(shown_days)} days; {said}")
     st.caption(f"The population stability index (PSI) says how differently values are spread over ten ranges than when the model learned; what chance explains is taken off. 0 is no drift, beyond {settings().monitor.psi:g} "
-               "is taken seriously. A white dot: beyond the limit and not by chance, so it spoke for a retrain." + (f" The {MOST_COLUMNS} columns that moved most are drawn." if mine["name"].n_unique() > MOST_COLUMNS else ""))
+               "is taken seriously. A white dot: beyond the limit and not by chance, so it spoke for a retrain." + (f" {MOST_COLUMNS} columns are drawn: those that spoke for a retrain first, then those that moved most." if mine["name"].n_unique() > MOST_COLUMNS else ""))
     column(mine, most)
     below(mine.select("day", "table", "column", "psi", "noise", "excess", "chance", "bins", "rows_before", "rows_now", "moved", "bundle").sort("day", "excess", descending=True), f"drift {asked}")
 
@@ -79,7 +80,7 @@ def column(
     most: list[str],
 ) -> None:
     "One column in time."
-    name = st.selectbox("Column, those that moved most first", most, key="drift column")
+    name = st.selectbox("Column", most, key="drift column")
     mine = rows.filter(pl.col("name") == name).sort("day")
     last = mine.row(-1, named=True)
     st.markdown(f"###### {plain(name)}: {last['excess']:.2f} on {day(last['day'])}, the limit is {settings().monitor.psi:g}")
@@ -112,20 +113,28 @@ def evidently() -> None:
 
 # ---- skew and retrains ----------------------------------------------------------------------------------------------
 
+def not_again(
+    of: date,
+) -> None:
+    "Which lists of a day could not be made again, and why."
+    if "skew_excluded" not in tables(): return
+    left = read("skew_excluded").filter(pl.col("day") == of).sort("lists", "reason", descending=[True, False])
+    if left.height: st.caption(plain("Lists that were not made again: " + "; ".join(f"{n:,} because {WHY_NOT.get(r, r)}" for r, n in left.select("reason", "lists").rows())))
+
 def skew() -> None:
     "Whether logged lists come out the same from the lake."
     st.markdown("##### Skew: are lists that were answered the same when they are made again?")
     if "skew" not in tables(): return nothing_yet("No logged request has been answered again yet.", HOW, "it needs a serve log: the endpoint, and `python -m app.consumer`")
     rows, limit = read("skew").sort("day"), settings().monitor.skew
     asked = rows.filter(pl.col("different").is_not_null())
-    if not asked.height: return nothing_yet("No logged request could be answered again.", HOW)
+    if not asked.height:
+        nothing_yet("No logged request could be answered again yet: nothing can be said of skew.", HOW)
+        return not_again(rows["day"].max())
     last = asked.row(-1, named=True)
-    st.markdown(f"###### On {day(last['day'])} {percent(last['different'])} of {last['items']:,.0f} items had another score, the limit is {percent(limit)}")
+    st.markdown(f"###### On {day(last['day'])}, {percent(last['different'])} of {last['items']:,.0f} items had another score, the limit is {percent(limit)}")
     drawn(over_days(asked.select("day", y="different"), "items with another score", ".1%", rule=limit), f"Share of items with another score by day; {percent(last['different'])} on the last one")
     st.caption("Some logged requests are answered once more by the same bundle from what the lake knows. Another score is an event that came late, or a store that forgot: the model is then asked something else than it was trained for.")
-    if "skew_excluded" in tables():
-        left = read("skew_excluded").filter(pl.col("day") == last["day"])
-        if left.height: st.caption(plain("Lists that cannot be made again: " + "; ".join(f"{n:,} {WHY_NOT.get(r, r)}" for r, n in left.sort("lists", descending=True).select("reason", "lists").rows())))
+    not_again(last["day"])
     below(rows.sort("day", descending=True), "skew")
 
 def retrains() -> None:

@@ -32,6 +32,10 @@ def place() -> Path|Objects: # where events.jsonl is
     s = settings()
     return Objects(s.bundles.root, s.lake) if "://" in s.bundles.root else s.path(s.bundles.root)
 
+def root() -> str: # by which what is read of there is kept
+    r = settings().bundles.root
+    return r if "://" in r else str(settings().path(r).resolve())
+
 @st.cache_data(ttl=10, show_spinner=False)
 def _events(root: str) -> list[dict]: return events(place())
 
@@ -52,7 +56,7 @@ def entry(
 def happened() -> None:
     "The log of the platform, newest first."
     st.markdown("##### What happened, newest first")
-    try: log = _events(settings().bundles.root)[::-1]
+    try: log = _events(root())[::-1]
     except ObjectError as e: return st.error(f"The log cannot be read now: {plain(e)}", icon=":material/cloud_off:")
     if not log: return nothing_yet("Nothing has happened yet: no bundle was published, refused or taken back, no drift was found.", "`make train` trains and publishes", "`make monitor` looks for drift")
     there = [k for k in dict.fromkeys(str(e.get("what")) for e in log)]
@@ -103,7 +107,7 @@ def _before(root: str) -> tuple[str, list[str]]: # what is published, and what w
 @st.dialog("Go back to the bundle before", icon=":material/undo:")
 def rollback_dialog(key: str) -> None:
     "Asks, does it, and says what came of it."
-    try: now, before = _before(settings().bundles.root)
+    try: now, before = _before(root())
     except (OSError, ValueError, RuntimeError) as e: now, before = "", [f"what the endpoint finds (this machine cannot say: {type(e).__name__})"]
     if now and not before: return st.info(f"There is nothing to go back to: {plain(now)} is the only bundle that was ever published.")
     st.markdown(f"Now: **{plain(now or 'unknown')}**\n\nThen: **{plain(before[0])}**, or the nearest before it that passes its trial. Every replica follows within seconds; it can be undone by publishing again.")
@@ -158,7 +162,7 @@ def operations() -> None:
         st.caption("Who may do what is asked of the endpoint.")
         endpoint_down(e)
         key = None
-    left, right = st.columns(2, gap="large")
+    left, right = (c.container(border=True, height="stretch") for c in st.columns(2))
     with left:
         st.markdown("###### Something is wrong with what is served")
         st.caption("Serves what was published before, after a trial. The history keeps who did it and why.")

@@ -1,5 +1,6 @@
 """Experiments: what is tried on whom, whether the split is as planned, what may be said so far, and what another strength of exploration would have earned."""
 import time
+from pathlib import Path
 
 import polars as pl
 import streamlit as st
@@ -7,7 +8,7 @@ import streamlit as st
 from app.charts import BLUE, GREEN, RED, drawn, intervals, over_days
 from app.page import nothing_yet, settings
 from app.tables import below
-from app.wording import count, day, percent, plain
+from app.wording import day, percent, plain
 from reco.experiments.assignment import HOLDOUT, Experiment, ExperimentError, Experiments, Variant, read_experiments
 
 METRICS = {"CTR": "Click rate (CTR)", "CVR": "Conversion (CVR)", "AOV": "Order value (AOV)", "revenue_per_shopper": "Revenue per shopper", "retention_7d": "Back within a week", "preference": "Preferred in drafted lists"}
@@ -17,11 +18,12 @@ SERVED = {"champion": "", "challenger": "lists of the challenger, the model that
 RULES = {"from": "`[experiments] file` in settings.ini names a TOML file; docs/experiments.md shows one", "kpis": "`make kpis` reads every experiment that has begun"}
 
 @st.cache_data(ttl=60, show_spinner=False)
-def _book(path: str) -> Experiments: return read_experiments(settings().path(path) if path else None)
+def _book(path: str) -> Experiments: return read_experiments(Path(path) if path else None)
 
 def book() -> tuple[Experiments, str]: # what is written in the file, and what is wrong with it
     "The experiments of the settings."
-    try: return _book(settings().experiments.file), ""
+    named = settings().experiments.file
+    try: return _book(str(settings().path(named).resolve()) if named else ""), ""
     except ExperimentError as e: return Experiments(), str(e)
 
 # ---- in words -------------------------------------------------------------------------------------------------------
@@ -40,7 +42,7 @@ def state(
 ) -> str:
     "Whether it runs."
     since, until = e.window
-    return "has not begun" if now_ms < since else "is over" if now_ms >= until else "is running"
+    return "has not begun" if now_ms < since else "over" if now_ms >= until else "running"
 
 def when(e: Experiment) -> str: return " ".join([*([f"from {e.start:%-d %b %Y}"] if e.start else []), *([f"until {e.until:%-d %b %Y}"] if e.until else [])]) or "without an end"
 
@@ -56,6 +58,8 @@ def verdict_of(
         case "not decided": return f"{what}: not decided; {v} is at {percent(r['lift'], sign=True)}{range_}."
         case "too few shoppers": return f"{what}: too few shoppers yet to say anything."
         case other: return f"{what}: {plain(other)}."
+
+def beyond(n: int, of: int) -> str: return f"{n} of {of} differences" if n else "No difference" # the sentence goes on
 
 def split_said(
     split_p: float|None, limit: float,
@@ -75,7 +79,7 @@ def tried(
     about = [f"{percent(e.share, 0)} of the shoppers take part", when(e)]
     if e.surfaces: about.append("on " + ", ".join(e.surfaces))
     if e.interleave: about.append("each list is drafted from both variants, and clicks say whose items are preferred")
-    st.caption(plain("; ".join(about)).capitalize() + "\\.")
+    st.caption(plain("; ".join(about)) + "\\.")
     rows = [{"Variant": v.name, "Share": v.weight, "What is different": differs(v) or ("nothing: the control" if not n else "nothing")} for n, v in enumerate(e.variant)]
     st.dataframe(pl.DataFrame(rows), hide_index=True, width="stretch", column_config={"Share": st.column_config.NumberColumn(format="percent", width="small")}, alt=f"variants of {e.name}")
 
@@ -84,7 +88,8 @@ def said(
     name: str, control: str,
 ) -> None:
     "What may be said so far, and how that came about."
-    last = rows.filter(pl.col("day") == pl.col("day").max()).sort("variant", "metric")
+    order = pl.col("metric").replace_strict({m: n for n, m in enumerate(METRICS)}, default=len(METRICS), return_dtype=pl.Int64)
+    last = rows.filter(pl.col("day") == pl.col("day").max()).sort("variant", order, "metric")
     split_said(last["split_p"].min(), settings().experiments.srm_alpha)
     told = [verdict_of(r, control) for r in last.iter_rows(named=True)]
     st.markdown("\n".join(f"- {t}" for t in told))
@@ -94,7 +99,7 @@ def said(
         name=pl.format("{}: {}", "variant", label) if several else label, x="lift", low="low", high="high", colour=pl.col("verdict").replace_strict(CALLED, default="not decided"))
     if drawable.height:
         decided = drawable.filter(pl.col("colour") != "not decided").height
-        st.markdown(f"###### {count(decided, 'difference')} of {drawable.height} to {plain(control)} {'is' if decided == 1 else 'are'} beyond chance")
+        st.markdown(f"###### {beyond(decided, drawable.height)} to {plain(control)} {'are' if decided > 1 else 'is'} beyond chance")
         drawn(intervals(drawable, f"change against {control}", "+.0%", MEANING), f"Experiment {name}: " + "; ".join(t.replace("\\", "").replace("*", "") for t in told))
         st.caption(f"As of {day(last['day'].max())}, {last['shoppers'].sum():,} shoppers in the variants. Intervals hold however often one looks (they are sequentially valid), and are wider than usual ones for that: "
                    "deciding the first time one is off zero is allowed.")
@@ -123,7 +128,7 @@ def one(
 ) -> None:
     "An experiment, whole."
     with st.container(border=True):
-        if e is not None: st.markdown(f"##### {plain(name)} {state(e, 1_000*time.time())}")
+        if e is not None: st.markdown(f"##### {plain(name)}: {state(e, 1_000*time.time())}")
         elif name == HOLDOUT: st.markdown("##### Holdout: what all changes together are worth")
         else: st.markdown(f"##### {plain(name)} is not in the experiments file any more")
         if e is not None: tried(e)
@@ -169,7 +174,7 @@ def what_ifs(
     if judged.height:
         best = judged.sort("gain", descending=True).row(0, named=True)
         clear = judged.filter((pl.col("gain_low") > 0) | (pl.col("gain_high") < 0)).height
-        st.markdown(f"###### {plain(best['policy'])} would have earned most; {count(clear, 'difference')} of {judged.height} {'is' if clear == 1 else 'are'} beyond chance")
+        st.markdown(f"###### {plain(best['policy'])} would have earned most; {beyond(clear, judged.height).lower()} to what ran {'are' if clear > 1 else 'is'} beyond chance")
         frame = judged.select(name=pl.col("policy"), x="gain", low="gain_low", high="gain_high")
         drawn(intervals(frame, f"{REWARDS.get(reward, reward)} against what ran", "+.3~g"), f"Estimated gain in {REWARDS.get(reward, reward)} of each policy with its 95% interval")
         st.caption(f"As of {day(judged['day'][0])}, from {judged['requests'][0]:,} lists; 95% intervals, doubly robust estimate (right if either the written chances or the guesses of rewards are).")

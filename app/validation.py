@@ -27,7 +27,7 @@ def gate_of(
 def meaning(constraint: str) -> str:
     "What the settings say of it."
     field = type(settings().quality).model_fields.get(constraint)
-    return (field.description or "") if field else "rows that are good, at least" if constraint == "good_rows" else ""
+    return (field.description or "").partition(";")[0] if field else "rows that are good, at least" if constraint == "good_rows" else ""
 
 def batches() -> None:
     "The last batches: how much, and how much of it was good."
@@ -42,6 +42,7 @@ def batches() -> None:
     else: st.success(f"{said}; all {held.height} constraints held.", icon=":material/check:")
     drawable = rows.head(SHOWN).sort("at").with_columns(name=pl.col("at").dt.strftime("%-d %b %H:%M"), aside=pl.col("rows") - pl.col("good"))
     parts = drawable.select("name", "good", "aside").unpivot(index="name", variable_name="part", value_name="x").with_columns(pl.col("part").replace({"good": "in the lake", "aside": "set aside"}))
+    st.markdown(f"###### {drawable['good'].sum():,} of {drawable['rows'].sum():,} events of {'the last ' if drawable.height > 1 else ''}{count(drawable.height, 'batch', 'batches')} are in the lake")
     drawn(bars(parts, "events", ",.0f", None), f"Events of the last {drawable.height} batches, in the lake and set aside")
     below(rows, "batches")
     constraints(held)
@@ -61,7 +62,7 @@ def quarantine() -> None:
     st.markdown("##### Quarantine: rows that were set aside")
     if "quarantine" not in tables(): return nothing_yet("Nothing was ever set aside.", HOW)
     rows = read("quarantine", by_reason)
-    if not rows.height: return nothing_yet("Nothing is in quarantine: every row that came was good.", HOW)
+    if not rows.height: return st.success("Nothing is in quarantine: every row that came was good.", icon=":material/check:")
     first = rows.row(0, named=True)
     st.markdown(f"###### {count(int(rows['rows'].sum()), 'row')}, most for “{plain(first['reason'])}”")
     named = rows.select(name=pl.format("{} ({})", "reason", "table"), x="rows").head(SHOWN)

@@ -41,13 +41,12 @@ def tiles(
     span: Span,
 ) -> None:
     "All measures of the days beside those before."
-    with st.container(horizontal=True, gap="small"):
-        for name, m in MEASURES.items():
-            now, before = (in_time(rows.filter(s.of()), name) for s in (span, span.before))
-            if not now["days"].item(): continue
-            was = before["x"].item() if before["days"].item() else None
-            st.metric(m.label, f"{now['x'].item():{m.format}}", f"before: {was:{m.format}}" if was is not None else None, delta_color="off", delta_arrow="off", border=True, width=190,
-                      help=m.about + ("" if m.mean else " The figure is that of a usual day (the median)."))
+    for place, (name, m) in zip(st.columns(len(MEASURES)), MEASURES.items(), strict=True):
+        now, before = (in_time(rows.filter(s.of()), name) for s in (span, span.before))
+        if not now["days"].item(): continue
+        was = before["x"].item() if before["days"].item() else None
+        with place: st.metric(m.label, f"{now['x'].item():{m.format}}", f"before: {was:{m.format}}" if was is not None else None, delta_color="off", delta_arrow="off", border=True, height="stretch",
+                              help=m.about + ("" if m.mean else " The figure is that of a usual day (the median)."))
 
 def variety(
     table: pl.DataFrame|None, # `variety`
@@ -59,17 +58,17 @@ def variety(
         return nothing_yet("How varied the lists were has not been counted on these days.", "`make kpis` counts it with everything else")
     tiles(every, span)
     left, right = st.columns([2, 1])
-    with left: name = st.pills("Measure", list(MEASURES), default="coverage", required=True, format_func=lambda n: MEASURES[n].label, key="measure")
+    with left: name = st.pills("Measure", list(MEASURES), default="coverage", required=True, format_func=lambda n: MEASURES[n].label, key="measure", wrap=True)
     m, mine = MEASURES[name], table.filter(span.of(), pl.col(name).is_not_null())
     with right: by = st.selectbox("By", ["surface", "source", "segment", "variant"], format_func=QUESTIONS.get, key="varied by")
     line = mine.filter(pl.col("dimension") == "").select("day", y=name).sort("day")
     if not line.height: return nothing_yet(f"There is no {m.label.lower()} on these days: nothing of the catalogue was shown.", "Choose other days")
     st.markdown(f"##### {m.label} by day: {line['y'][-1]:{m.format}} on the last one")
-    drawn(over_days(line, m.label, m.format), f"{m.label} on each day, {days(*span)}")
+    drawn(over_days(line, m.label, m.format.replace(".1", ".1~")), f"{m.label} on each day, {days(*span)}")
     st.caption(m.about)
     parts = in_time(mine.filter(pl.col("dimension") == by), name, "value").select(name=answers(by), x="x")
     if parts.height:
         top = parts.sort("x", descending=True).row(0, named=True)
         st.markdown(f"##### {m.label} by {QUESTIONS[by].lower()}: highest is {plain(top['name'])}, {top['x']:{m.format}}")
-        drawn(bars(parts, m.label if m.mean else f"{m.label}, usual day", m.format), f"{m.label} by {QUESTIONS[by]}; the highest is {top['name']}")
+        drawn(bars(parts, m.label if m.mean else f"{m.label}, usual day", m.format.replace(".1", ".1~")), f"{m.label} by {QUESTIONS[by]}; the highest is {top['name']}")
     below(table.filter(span.of()).sort("day", "dimension", "value"), f"variety {span.since} {span.until}")

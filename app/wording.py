@@ -54,16 +54,23 @@ class Figure(NamedTuple):
     over: str
     under: str    # empty: the sum alone
     times: float  # per so many
-    format: str   # for Python and for charts (d3 takes the same)
+    format: str   # for Python
     about: str    # one sentence
+
+    @property
+    def axis(self) -> str: return self.format.replace(".2", ".2~") # for d3: without zeros at the end
+
+    def said(self, x: float|None) -> str: return "–" if x is None else f"{x:{self.format}}"
 
 FIGURES = {f.name: f for f in (
     Figure("CTR", "Click rate (CTR)", "click", "exposures", 1, ".2%", "Of all items that were shown in lists, the share that was clicked."),
     Figure("CVR", "Conversion (CVR)", "purchase", "click", 1, ".2%", "Of all clicked items, the share that was then bought."),
     Figure("cart_rate", "Add-to-cart rate", "cart", "click", 1, ".2%", "Of all clicked items, the share that was then put in the cart."),
     Figure("AOV", "Order value (AOV)", "revenue", "orders", 1, ",.2f", "Revenue from lists by order that has something from a list in it, in the shop's currency."),
-    Figure("revenue", "Revenue from lists", "revenue", "", 1, ",.0f", "What was paid for items bought within a day or so of being clicked in a list ([kpis] window_hours), in the shop's currency."),
+    Figure("revenue", "Revenue from lists", "revenue", "", 1, ",.0f", "What was paid for items that were bought after a click in a list, in the shop's currency. The time that counts is [kpis] window_hours."),
     Figure("revenue_per_1000", "Revenue per 1,000 shown", "revenue", "exposures", 1_000, ",.2f", "Revenue from lists by thousand items shown: comparable between busy and quiet days."))}
+
+SHOWN = Figure("exposures", "Items shown", "exposures", "", 1, ",.0f", "Items that stood in a list that was answered: what all other figures are counted over.")
 
 def percent(
     x: float|None,

@@ -203,7 +203,7 @@ def test_experiments_say_what_is_tried_and_what_may_be_said(page, made):
     test = page(tab="Experiments")
     text, last = said(test), made[2]["readouts"].filter(pl.col("day") == pl.col("day").max(), pl.col("metric") == "CTR").row(0, named=True)
     assert last["verdict"] == "ahead" and f"**new** is ahead of old by {last['lift']:.1%}" in text and "Split as planned" in text
-    assert "lists is running" in text and plain("planned_for_later") + " has not begun" in text and "Holdout: what all changes together are worth" in text
+    assert "lists: running" in text and plain("planned_for_later") + ": has not begun" in text and "Holdout: what all changes together are worth" in text
     assert "epsilon 0" in text and "would have earned most" in text and "As of 20 May, from 900 lists" in text
     variants = next(d.value for d in test.dataframe if "What is different" in d.value.columns)
     assert list(variants["What is different"]) == ["nothing: the control", "[rerank] diversity = 1.0"]

@@ -5,7 +5,7 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.charts import BLUE, COLOURS, bars, drawn, over_days
+from app.charts import BLUE, COLOURS, GREY, SKY, bars, drawn, over_days
 from app.earned import (
     Change,
     Span,
@@ -19,14 +19,14 @@ from app.earned import (
     returned,
     weekly,
 )
-from app.page import lead, nothing_yet, shown
+from app.page import lead, nothing_yet, settings, shown
 from app.readouts import experiments, what_ifs
 from app.tables import below
 from app.variety import variety
-from app.wording import ABOUT, FIGURES, QUESTIONS, answer, answers, count, days, percent, plain
+from app.wording import ABOUT, FIGURES, QUESTIONS, SHOWN, Figure, answer, answers, count, days, percent, plain
 from reco.data.storage import LakeError
 
-RANGES = {"7 days": 7, "14 days": 14, "28 days": 28, "Choose": 0}
+RANGES = {"1 day": 1, "3 days": 3, "7 days": 7, "14 days": 14, "28 days": 28, "Choose": 0}
 HOW = ("`make kpis` counts the days (daily at 3:00 in production)", "lists come from the endpoint (`make serve`) through `python -m app.consumer`", "`make demo` fills everything with a simulated shop")
 TABS = ["Day by day", "Who and where", "Loyalty", "Variety", "Experiments"]
 
@@ -36,8 +36,9 @@ def span_of(
     kpis: pl.DataFrame, # of dimension ""
 ) -> Span:
     "The days to look at: the last complete ones, or any."
-    last = last_complete(kpis) or kpis["day"].max()
-    asked = st.segmented_control("Days", list(RANGES), default="14 days", required=True, key="range", bind="query-params",
+    last, whole = last_complete(kpis) or kpis["day"].max(), kpis.filter("complete").height
+    usual = next((r for r in ("14 days", "7 days", "3 days") if 2*RANGES[r] <= whole), "1 day") # the longest that has as many days before it
+    asked = st.segmented_control("Days", list(RANGES), default=usual, required=True, key="range", bind="query-params",
                                  help="The last days that are complete: nothing can come of their lists any more. They are held beside as many days before.")
     if n := RANGES[asked]: return Span(last - timedelta(days=n - 1), last)
     first = kpis["day"].min()
@@ -92,25 +93,23 @@ def figures_of(
     return rows[0], rows[1] if len(rows) > 1 else None, why
 
 def tile(
-    label: str,
+    f: Figure,
     c: Change,
-    fmt: str,                # of the value, for Python
-    about: str,
-    sparkline: list[float],  # by day, oldest first
+    sparkline: list[float],  # of the days before and these
 ) -> None:
     "One figure: its value, its change, and how sure both are."
-    show = lambda x: f"{x:{fmt}}"
     told = "" if c.lift is None else percent(c.lift, sign=True).replace("−", "-") # Streamlit looks for the sign
-    st.metric(label, "–" if c.value is None else show(c.value), told or None, help=about, border=True, delta_color="normal" if c.clear else "off",
-              delta_description=None if not told else "clear change" if c.clear else "may be chance" if c.lift_low is not None else f"before: {show(c.before)}",
-              chart_data=sparkline if len(sparkline) > 2 else None, chart_type="line", width=235)
-    return
+    sure = "clear change" if c.clear else "may be chance" if c.lift_low is not None else f"before: {f.said(c.before)}"
+    with st.container(border=True, height="stretch", gap="xsmall"):
+        st.metric(f.label, f.said(c.value), told or None, help=f.about, delta_color="normal" if c.clear else "off", delta_description=sure if told else None,
+                  chart_data=sparkline if len(sparkline) > 3 else None, chart_type="line")
+        if c.high is not None: st.caption(f"between {f.said(c.low)} and {f.said(c.high)}", help="The 95% interval: what is compatible with what was seen, given how many shoppers there were.")
 
 def ranges_of(
-    changes: dict[str, tuple[Change, str]], # label → change and format
+    changes: list[tuple[Figure, Change]],
 ) -> pl.DataFrame:
     "All headline figures with their intervals, as a table."
-    rows = [(label, c.value, c.low, c.high, c.before, c.lift, c.lift_low, c.lift_high) for label, (c, _) in changes.items()]
+    rows = [(f.label, *c) for f, c in changes]
     return pl.DataFrame(rows, schema=["Figure", "Value", "Interval from", "Interval to", "Days before", "Change", "Change from", "Change to"], orient="row", infer_schema_length=None)
 
 def headline(
@@ -121,35 +120,41 @@ def headline(
 ) -> None:
     "The figures that a shop is run by."
     now, before, why = figures_of(every, mine, span, dimension, value)
-    changes = {f.label: (changed(f.name, now, before), f.format) for f in FIGURES.values()}
-    in_time = mine.filter(span.of()).sort("day")
-    with st.container(horizontal=True, gap="small"):
-        for f in FIGURES.values(): tile(f.label, *changes[f.label], f.about, in_time[f.name].drop_nulls().to_list())
-        if retention is not None:
-            split = retention.filter(pl.col("dimension") == (dimension if dimension in ("segment", "variant") else ""), pl.col("value") == (value if dimension in ("segment", "variant") else ""))
-            if back := returned(split, 7, span):
-                c = changed("back", back, returned(split, 7, span.before) or None)
-                changes["Back after 7 days"] = c, ".1%"
-                tile("Back after 7 days", c, ".1%", f"Of the {back['shoppers']:,} shoppers whose seventh day after their first visit lies in these days, the share that was there on it.", [])
+    changes = [(f, changed(f.name, now, before)) for f in (*FIGURES.values(), SHOWN)]
+    in_time = mine.filter(span.of() | span.before.of()).sort("day")
+    lines = {f.name: in_time[f.name].drop_nulls().to_list() for f, _ in changes}
+    if retention is not None:
+        whom = (dimension, value) if dimension in ("segment", "variant") else ("", "")
+        split = retention.filter(pl.col("dimension") == whom[0], pl.col("value") == whom[1])
+        if back := returned(split, 7, span):
+            about = f"Of the {back['shoppers']:,} shoppers whose seventh day after their first visit lies in these days, the share that was there on it."
+            changes.insert(6, (Figure("back", "Back after 7 days", "", "", 1, ".1%", about), changed("back", back, returned(split, 7, span.before) or None)))
+    for four in (changes[:4], changes[4:]):
+        for place, (f, c) in zip(st.columns(4), four, strict=False):
+            with place: tile(f, c, lines.get(f.name, []))
     if why: st.caption(f"No intervals here: {why}. The chart below has those of single days.")
-    else: st.caption("Grey changes may be chance; coloured ones are beyond it (95% intervals over shoppers; each shopper counts once, however many days they came).")
+    else: st.caption("Grey changes may be chance; coloured ones are beyond it (95% intervals over shoppers; each shopper counts once, however many days they came). The lines are the days before and these days.")
     below(ranges_of(changes), f"headline {span.since} {span.until}", "Intervals and CSV", {c: st.column_config.NumberColumn(format="percent" if c.startswith("Change") else "%.4g") for c in
           ("Value", "Interval from", "Interval to", "Days before", "Change", "Change from", "Change to")})
 
 # ---- day by day -----------------------------------------------------------------------------------------------------
 
 def figure_chosen(key: str) -> str: # a name of FIGURES
-    return st.pills("Figure", list(FIGURES), default="CTR", required=True, format_func=lambda n: FIGURES[n].label, key=key)
+    return st.pills("Figure", list(FIGURES), default="CTR", required=True, format_func=lambda n: FIGURES[n].label, key=key, wrap=True)
 
-def with_open_days(
+def with_context(
     frame: pl.DataFrame, # of `by_day`
+    span: Span,
     y: str, fmt: str,
 ) -> alt.LayerChart:
-    "A line of the complete days; those that are not are hollow points on a dashed line."
-    whole, last = frame.filter("complete").drop("complete"), frame.filter("complete").tail(1)
-    chart = over_days(whole if whole.height else frame.drop("complete"), y, fmt)
-    if not (rest := frame.filter(~pl.col("complete"))).height: return chart
-    base = alt.Chart(pl.concat([last, rest])).encode(x=alt.X("day:T", title="day (UTC)"), y=alt.Y("y:Q", title=y))
+    "The chosen days with their intervals; those before them in grey, and those that are not complete as hollow points on a dashed line."
+    whole = frame.filter("complete", span.of())
+    chart = over_days((whole if whole.height else frame).drop("complete"), y, fmt)
+    x, axis, tip = alt.X("day:T", title="day (UTC)"), alt.Y("y:Q", title=y), [alt.Tooltip("day:T"), alt.Tooltip("y:Q", title=y, format=fmt)]
+    if (before := frame.filter(span.before.of())).height:
+        chart = alt.layer(alt.Chart(pl.concat([before, whole.head(1)])).mark_line(color=GREY, strokeWidth=1.5).encode(x=x, y=axis, tooltip=tip), chart)
+    if not whole.height or not (rest := frame.filter(~pl.col("complete"))).height: return chart
+    base = alt.Chart(pl.concat([whole.tail(1), rest])).encode(x=x, y=axis)
     tip = [alt.Tooltip("day:T"), alt.Tooltip("y:Q", title=f"{y}, so far", format=fmt)]
     return alt.layer(chart, base.mark_line(strokeDash=[4, 4], color=BLUE, opacity=0.7), base.transform_filter("!datum.complete").mark_point(filled=False, color=BLUE, size=70).encode(tooltip=tip))
 
@@ -159,14 +164,14 @@ def day_by_day(
 ) -> None:
     "One figure in time."
     f = FIGURES[figure_chosen("figure")]
-    near = mine.filter(pl.col("day") >= span.since, (pl.col("day") <= span.until) | ~pl.col("complete"))
+    near = mine.filter(pl.col("day") >= span.before.since, (pl.col("day") <= span.until) | ~pl.col("complete"))
     frame = by_day(near, f)
-    if not frame.height: return nothing_yet(f"There is no {f.label.lower()} on these days: there is nothing to divide by.", "Choose other days, or another figure")
-    best, worst = (frame.filter("complete").sort("y", descending=d).head(1) for d in (True, False))
+    if not frame.filter(span.of()).height: return nothing_yet(f"There is no {f.label.lower()} on these days: there is nothing to divide by.", "Choose other days, or another figure")
+    best, worst = (frame.filter("complete", span.of()).sort("y", descending=d).head(1) for d in (True, False))
     st.markdown(f"##### {f.label} by day" + (f": from {worst['y'].item():{f.format}} to {best['y'].item():{f.format}}" if best.height else ""))
-    drawn(with_open_days(frame, f.label, f.format), f"{f.label} on each day from {frame['day'].min()} to {frame['day'].max()}, with 95% intervals")
+    drawn(with_context(frame, span, f.label, f.axis), f"{f.label} on each day from {frame['day'].min()} to {frame['day'].max()}, with 95% intervals")
     open_days = frame.filter(~pl.col("complete")).height
-    st.caption(f"{f.about} The band is the 95% interval of each day, where 30 shoppers or more were there." +
+    st.caption(f"{f.about} The band is the 95% interval of each day, where 30 shoppers or more were there; grey are the days before." +
                (f" Hollow points: {count(open_days, 'day')} not complete yet; clicks and purchases may still come in." if open_days else ""))
     below(near.sort("day"), f"by day {span.since} {span.until}")
 
@@ -177,9 +182,9 @@ def who_and_where(
     span: Span,
 ) -> None:
     "A figure by surface, source, variant, segment, bundle or place."
-    left, right = st.columns([1, 2])
+    left, _ = st.columns([1, 2])
     with left: by = st.selectbox("By", list(QUESTIONS), format_func=QUESTIONS.get, key="by")
-    with right: f = FIGURES[figure_chosen("figure of parts")]
+    f = FIGURES[figure_chosen("figure of parts")]
     mine, every = kpis.filter(pl.col("dimension") == by, span.of()), kpis.filter(pl.col("dimension") == "", span.of())
     if not mine.height: return nothing_yet("Nothing was counted on these days.", *HOW)
     sums, why = added(mine, "value"), recountable(every, span)
@@ -193,7 +198,7 @@ def who_and_where(
     if not frame.height: return nothing_yet(f"There is no {f.label.lower()} on these days: there is nothing to divide by.", "Choose other days, or another figure")
     top = frame.sort("x", descending=True).row(0, named=True)
     st.markdown(f"##### {f.label} by {QUESTIONS[by].lower()}: highest is {plain(top['name'])}, {top['x']:{f.format}}")
-    drawn(bars(frame, f.label, f.format, None if by == "rank" else "-x"), f"{f.label} by {QUESTIONS[by]}; the highest is {top['name']} with {top['x']:{f.format}}")
+    drawn(bars(frame, f.label, f.axis, None if by == "rank" else "-x"), f"{f.label} by {QUESTIONS[by]}; the highest is {top['name']} with {top['x']:{f.format}}")
     st.caption(ABOUT[by] + (" Lines are 95% intervals; where too few shoppers were there, none is drawn." if "low" in frame.columns else ""))
     below(sums, f"by {by} {span.since} {span.until}")
     st.space("small")
@@ -216,17 +221,20 @@ def where_revenue(
     drawn(stacked(parts, "revenue (shop's currency)"), f"Revenue by surface, parted by candidate source; {best['name']} has {best['x']:,.0f} of {total:,.0f}")
     below(parts.rename({"name": "surface", "x": "revenue"} | ({"part": "source"} if "part" in parts.columns else {})), f"revenue by surface and source {span.since} {span.until}")
 
-MOST_PARTS = len(COLOURS) - 1 # that have a colour of their own
-
 def stacked(
     parts: pl.DataFrame, # name, part, x
     x: str,
-) -> alt.LayerChart:
-    "Bars in parts; the smallest parts are put together, because more colours cannot be told apart."
+) -> alt.LayerChart|alt.Chart:
+    "Bars in parts, the largest first; the smallest are put together in grey, because more colours cannot be told apart."
     if "part" not in parts.columns: return bars(parts, x, ",.0f")
-    largest = parts.group_by("part").agg(pl.col("x").sum()).sort("x", "part", descending=[True, False]).head(MOST_PARTS)["part"].to_list()
-    few = parts.with_columns(pl.when(pl.col("part").is_in(largest)).then("part").otherwise(pl.lit("all others")).alias("part")).group_by("name", "part").agg(pl.col("x").sum())
-    return bars(few.sort("name", "part"), x, ",.0f")
+    by_size = parts.group_by("part").agg(pl.col("x").sum()).filter(pl.col("x") > 0).sort("x", "part", descending=[True, False])["part"].to_list()
+    largest, rest = by_size[:len(COLOURS)], by_size[len(COLOURS):]
+    order = [*largest, *(["all others"] if rest else [])]
+    few = parts.filter(pl.col("x") > 0).with_columns(pl.when(pl.col("part").is_in(rest)).then(pl.lit("all others")).otherwise("part").alias("part")).group_by("name", "part").agg(pl.col("x").sum())
+    few = few.with_columns(place=pl.col("part").replace_strict({p: n for n, p in enumerate(order)}, return_dtype=pl.Int64))
+    colour = alt.Color("part:N", title=None, scale=alt.Scale(domain=order, range=[*COLOURS[:len(largest)], *([GREY] if rest else [])]), legend=alt.Legend(orient="bottom", columns=4, labelLimit=160))
+    return alt.Chart(few).mark_bar().encode(y=alt.Y("name:N", title=None, sort="-x", axis=alt.Axis(labelLimit=200)), x=alt.X("sum(x):Q", title=x, axis=alt.Axis(format=",.0f", tickCount=6)), color=colour, order="place:O",
+                                            tooltip=["name:N", "part:N", alt.Tooltip("x:Q", title=x, format=",.0f")]).properties(height=alt.Step(28))
 
 # ---- loyalty --------------------------------------------------------------------------------------------------------
 
@@ -253,19 +261,20 @@ def cohort_map(
     weeks: pl.DataFrame, # of `weekly`
 ) -> alt.LayerChart:
     "Weeks by days after, in colour and in numbers."
-    frame = weeks.with_columns(row=pl.col("week").dt.strftime("%-d %b %Y"), column=pl.format("day {}", "after"), dark=pl.col("share") > 0.55*pl.col("share").max())
+    frame = weeks.with_columns(row=pl.col("week").dt.strftime("%-d %b %Y"), column=pl.format("day {}", "after"))
     x = alt.X("column:N", title="days after the first visit", sort=None, axis=alt.Axis(orient="top", labelAngle=0))
     base = alt.Chart(frame.sort("week", "after")).encode(x=x, y=alt.Y("row:N", title="first seen in the week of", sort=None))
     tip = [alt.Tooltip("row:N", title="week of"), "column:N", "shoppers:Q", "back:Q", alt.Tooltip("share:Q", format=".1%"), alt.Tooltip("low:Q", format=".1%"), alt.Tooltip("high:Q", format=".1%")]
-    cells = base.mark_rect().encode(color=alt.Color("share:Q", title="came back", scale=alt.Scale(range=["#DCE9F5", BLUE], domainMin=0), legend=None), tooltip=tip)
-    return alt.layer(cells, base.mark_text().encode(text=alt.Text("share:Q", format=".1%"), color=alt.condition("datum.dark", alt.value("white"), alt.value("#1a1a1a")), tooltip=tip)).properties(height=alt.Step(28))
+    cells = base.mark_rect().encode(color=alt.Color("share:Q", title="came back", scale=alt.Scale(range=["#EEF4FA", SKY], domainMin=0), legend=None), tooltip=tip)
+    return alt.layer(cells, base.mark_text().encode(text=alt.Text("share:Q", format=".1%"), color=alt.value("#1a1a1a"), tooltip=tip)).properties(height=alt.Step(28))
 
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 def page() -> None:
     "The page, top to bottom."
-    lead("What the recommendations earn the shop, whether that is changing, and what experiments say. Each figure counts what came of lists that were shown: a click within a day or so, "
-         "and what was put in the cart or bought within a day or so of that click.")
+    hours = f"{settings().kpis.window_hours:g} hours"
+    lead(f"What the recommendations earn the shop, whether that is changing, and what experiments say. Each figure counts what came of lists that were shown: a click within {hours}, "
+         f"and what was put in the cart or bought within {hours} of that click.")
     kpis = kept("kpis")
     if kpis is None or not kpis.height:
         nothing_yet("No day has been counted yet.", *HOW)

@@ -1,14 +1,13 @@
 """Is all well: what the endpoint does now, whether the shop has drifted from what the model learned, what data came in, what happened, and the two things that a person can do about it."""
-import time
 from datetime import UTC, datetime
 
 import polars as pl
 import streamlit as st
 
 from app.charts import bars, drawn
-from app.client import EndpointError, NotAllowed
+from app.client import EndpointError
 from app.drifting import drift_page
-from app.live import Counts, Traffic, by, looks, proposed, stages, traffic, watched
+from app.live import Counts, Traffic, by, proposed, stages, traffic, watched
 from app.live_charts import over_time
 from app.operations import happened, operations
 from app.page import address, endpoint, endpoint_down, lead, nothing_yet, shown, since
@@ -39,7 +38,7 @@ def tiles(
     "The figures that say whether shoppers are served well."
     of = lambda n: n/t.requests if t.requests else None
     shown = lambda x: percent(x) if t.lists else "–"
-    rows = [("Requests per second", f"{t.rate:.1f}" if t.seconds else f"{t.requests:,.0f}", "Lists, events and changes of items; what operators ask is not counted.") if t.seconds else
+    rows = [("Requests per second", f"{t.rate:.1f}", "Lists, events and changes of items; what operators ask is not counted.") if t.seconds else
             ("Requests", f"{t.requests:,.0f}", "Lists, events and changes of items, since the endpoint started; what operators ask is not counted."),
             ("Half within (p50)", ms(t.p50), "Half of the lists were there within this time. Estimated from a histogram, like the next two."),
             ("95 of 100 within (p95)", ms(t.p95), "What the slower shoppers wait."), ("99 of 100 within (p99)", ms(t.p99), "What the slowest one in a hundred waits, at least."),
@@ -47,9 +46,10 @@ def tiles(
             ("From the cache", shown(t.cached), "Lists that were made for an earlier request: the shopper had done nothing in between."),
             ("Fallbacks", shown(t.fallback), "Lists for somebody, or in front of an item, of whom nothing is known: what is popular."),
             ("Degraded", shown(t.degraded), "Lists that were made without the store, or without a source that failed or was late."),
-            ("Short lists", shown(t.short), "Lists with fewer items than were asked for.")]
-    with st.container(horizontal=True, gap="small"):
-        for label, value, about in rows: st.metric(label, value, help=about, border=True, width=190)
+            ("Short lists", shown(t.short), "Lists with fewer items than were asked for."), ("Lists", f"{t.lists:,.0f}", "Lists that were answered in this time.")]
+    for few in (rows[:5], rows[5:]):
+        for place, (label, value, about) in zip(st.columns(5), few, strict=False):
+            with place: st.metric(label, value, help=about, border=True, height="stretch")
 
 def where_from(
     counts: Counts,
@@ -81,7 +81,6 @@ def now() -> None:
     try:
         client = endpoint()
         seen, ready = watched(address(), client.metrics), client.ready()
-    except NotAllowed as e: return endpoint_down(e)
     except EndpointError as e: return endpoint_down(e)
     except ValueError: return st.error(f"What answers at {address()} is not the endpoint: its figures cannot be read.", icon=":material/error:")
     last = seen.last()
@@ -94,18 +93,17 @@ def now() -> None:
     tiles(t)
     if t.seconds: st.caption(f"Of the last {t.seconds:.0f} seconds, looked at every {EVERY_S:.0f}; the replicas of one machine add up. Last look: {datetime.fromtimestamp(last.at, UTC):%H:%M:%S} UTC.")
     if asked == "The last minute": over_time(seen.series(2*EVERY_S - 0.5))
-    if t.lists: where_from(counts)
-    else: nothing_yet("No list was asked for in this time.", "open the Shop page: its lists come from here", "or look at what was counted since the endpoint started")
-
-def live() -> None:
-    "The first look of a session is older than a pause: what lies between would count as one stretch."
-    if looks(address()).age(time.time()) > 5*MINUTE: looks.clear()
-    now()
+    if t.lists: return where_from(counts)
+    whole = traffic(last.counts, 0.0)
+    if not whole.lists: return nothing_yet("No list was asked for since the endpoint started.", "open the Shop page: its lists come from there", f"`curl '{address()}/recommendations/v1/anybody?k=5'` asks for one")
+    st.markdown("##### It is quiet now. Since the endpoint started:")
+    tiles(whole)
+    where_from(last.counts)
 
 def page() -> None:
     "The page, top to bottom."
     lead("Whether the endpoint answers well now, whether the shop has drifted away from what the model learned, what data came in, and what happened. An admin can go back to the bundle before, or train anew.")
-    for tab, part in zip(st.tabs(TABS, key="watch", bind="query-params"), (live, drift_page, validation, happened, operations), strict=True):
+    for tab, part in zip(st.tabs(TABS, key="watch", bind="query-params"), (now, drift_page, validation, happened, operations), strict=True):
         if tab.open:
             with tab: part()
 
