@@ -9,7 +9,7 @@ DEMO ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Packages that tests of real servers need, Debian's names.
-SERVICES := chromium fonts-liberation redis-server postgresql wrk prometheus prometheus-alertmanager
+SERVICES := chromium fonts-liberation nginx-light openssl redis-server postgresql wrk prometheus prometheus-alertmanager
 
 FROM = $(if $(strip $(PIP_FIND_LINKS)),$(foreach d,$(PIP_FIND_LINKS),--find-links "$(d)"),--torch-backend=$(TORCH_BACKEND))
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)

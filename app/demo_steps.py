@@ -75,6 +75,7 @@ EXPERIMENT = """# Made by make demo: is more variety worth what it costs? A file
 [[experiment]]
 name = "variety"
 from = {since}T00:00:00Z
+share = 0.6
 
 [[experiment.variant]]
 name = "as_it_is"

@@ -24,7 +24,7 @@ from reco.bundle import BundleError, load_bundle
 from reco.bundle_store import bundle_at, bundles_root
 from reco.data.lake import Lake, LakeError, open_lake
 from reco.data.served import lists_section
-from reco.data.shoppers import appeal, reactions
+from reco.data.shoppers import appeal, reactions, requests_of
 from reco.data.stream import BusError
 from reco.experiments.assignment import ExperimentError
 from reco.features.store import StoreError
@@ -34,7 +34,6 @@ from reco.settings import Settings, SettingsError, load_settings
 
 MARK = "traffic"          # in front of the names of its lists
 K = {"for_you": 10, "similar": 8, "bought_together": 5}
-PAGES = .4                # of the views of an item, its page shows what is similar
 HOUR, TAKEN = 3_600_000, 500 # ms; events of one request
 CENTS = 100.              # prices that were sent in cents
 
@@ -68,19 +67,6 @@ def days_of(
     newest = found["items"].sort("valid_from").unique("item_id", keep="last")
     found["items"] = newest.select("item_id", "category_id", price=pl.col("price")*(1 - pl.col("discount").fill_null(0)))
     return Days(**found | {"events": found["events"].sort("ts", "event_id")})
-
-def requests_of(
-    events: pl.DataFrame, # INTERACTIONS by ts
-    seed: int,
-) -> pl.DataFrame:        # ts, user_id, session_id, surface, context (null, or item_id), request_id; by ts
-    "The lists that visits ask for: one at their beginning, some on pages of items, one with what is put into the cart."
-    about = ["ts", "user_id", "session_id"]
-    home = events.group_by("session_id", maintain_order=True).first().select(*about, surface=pl.lit("for_you"), context=pl.lit(None, pl.String))
-    views = events.filter(pl.col("event") == "view")
-    pages = views.filter(pl.Series(np.random.default_rng(seed).random(views.height) < PAGES)).select(*about, surface=pl.lit("similar"), context="item_id")
-    carts = events.filter(pl.col("event") == "addtocart").select(*about, surface=pl.lit("bought_together"), context="item_id")
-    every = pl.concat([home, pages, carts]).sort("ts", "session_id", "surface", "context")
-    return every.with_columns(request_id=pl.format("{}-{}-{}", pl.lit(MARK), "session_id", pl.int_range(pl.len()).over("session_id")))
 
 def in_cents(
     events: pl.DataFrame,             # INTERACTIONS
@@ -147,7 +133,7 @@ def happen(
     drain: "Drain",
 ) -> tuple[int, int]:                       # lists, events
     "Hour by hour: lists for who comes, then what everybody did."
-    asked, later, lists, events = requests_of(days.events, seed), days.events.clear(), 0, 0
+    asked, later, lists, events = requests_of(days.events, MARK, seed), days.events.clear(), 0, 0
     for begin, until in hours(since, days.end + timedelta(hours=1)):
         now = pl.col("ts").is_between(begin, until, closed="left")
         shown = answered(replica, asked.filter(now))

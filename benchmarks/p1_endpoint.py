@@ -2,7 +2,7 @@
 
 In-process with the quotas of the settings, and with larger ones for 300 candidates. The endpoint is started as in production (`python -m
 app.serve`: HAProxy, both speed switches, an embedded Redis with everybody's past): with each list made anew, the same without the serve log,
-and with finished lists kept. The serve log, which writes every list down once its answer is sent, is also turned on and off in one process, turn
+and with finished lists kept, for everybody and for a few who come again and again. The serve log, which writes every list down once its answer is sent, is also turned on and off in one process, turn
 and turn about, without a pause between two requests: nothing is left over for it and the thread that sends. Load is wrk's, closed loop, turn and
 turn about with the handler that does nothing, on the same machine. The shop is simulated. What it leaves out: a network, more replicas than one,
 and shoppers who do something between two requests (`p2_freshness`).
@@ -56,6 +56,7 @@ CONNECTIONS = 1, 8, 32
 ROUNDS = 3   # turns of each system at each number of connections
 K = 10
 CANDIDATES = 300
+FEW = 50     # shoppers whose kept lists outlast the run
 
 
 def peak_mb() -> float:
@@ -235,11 +236,12 @@ def together(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {"rps": round(requests / sum(r["seconds"] for r in rounds))} | middle | {"requests": int(requests)}
 
 
-def over_http(shop: Made, seconds: int, folder: Path, keep_s: int, log: bool = True) -> list[dict]:
-    """The endpoint and the no-op by turns, at each number of connections."""
+def over_http(shop: Made, seconds: int, folder: Path, keep_s: int, log: bool = True, few: int = 0) -> list[dict]:
+    """The endpoint and the no-op by turns, at each number of connections; `few`: so many shoppers alone ask, again and again, so that nearly every list was kept."""
     kept = {"SERVING_CACHE_SECONDS": keep_s, "SERVED_ON": str(log).lower()}
-    systems = {"no-op": [path_of(u, K, NOTHING) for u in shop.users], "reco": [path_of(u, K) for u in shop.users]}
-    name, rows = (f"lists kept for {keep_s} s" if keep_s else "each list made anew") + ("" if log else ", none written down"), []
+    users = shop.users[:few] if few else shop.users
+    systems = {"no-op": [path_of(u, K, NOTHING) for u in users], "reco": [path_of(u, K) for u in users]}
+    name, rows = (f"lists kept for {keep_s} s" if keep_s else "each list made anew") + ("" if log else ", none written down") + (f", {few} shoppers" if few else ""), []
     with running(shop, beside=True, **kept) as endpoint:
         for paths in systems.values(): wrk(endpoint.url, paths, 4, seconds, folder)
         for c in CONNECTIONS:
@@ -288,7 +290,8 @@ def measured(args: argparse.Namespace) -> list[dict]:
         if args.quick: return alone(shop, 50) + noting(shop, 100) + through_the_app(shop, 30) + large(shop, 2, 20)
         rows = in_a_process(alone, shop, 2_000) + in_a_process(noting, shop, 8_000) + (large(shop, args.copies, 2_000) if args.copies > 1 else [])
         if args.alone: return rows
-        for keep_s, log in dict.fromkeys(((0, True), (0, False), (args.keep, True))): rows += over_http(shop, args.seconds, Path(scripts), keep_s, log)
+        kept = [(args.keep, True), (args.keep, True, FEW)] if args.keep else []
+        for case in [(0, True), (0, False), *kept]: rows += over_http(shop, args.seconds, Path(scripts), *case)
     return rows
 
 

@@ -22,6 +22,7 @@ DAYS, CENTS_FROM = 8, 3
 EXPERIMENTS = """[[experiment]]
 name = "variety"
 from = {since:%Y-%m-%dT%H:%M:%SZ}
+share = 0.6
 
 [[experiment.variant]]
 name = "as_it_is"

@@ -13,10 +13,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 import reco.data.assortment
+import reco.data.shoppers
 import reco.data.simulator
+from reco.data.shoppers import appeal, bestsellers, reactions, requests_of
 from reco.data.simulator import Shop, simulate, write_shop
 from reco.settings import Settings, SettingsError, load_settings
 
@@ -48,7 +51,7 @@ def parser(
         cli.add_argument(f"--{name}", type=int, default=default, help=f"default {default}, from [simulator]")
     cli.add_argument("--seed", type=int, default=settings.project.seed, help=f"default {settings.project.seed}")
     cli.add_argument("--end", type=moment, help="the moment after the last event; default today's midnight UTC")
-    cli.add_argument("--later", type=int, default=0, metavar="DAYS", help="the last days go to later/ and are not read as raw files: `python -m app.traffic` lets them happen")
+    cli.add_argument("--later", type=int, default=0, metavar="DAYS", help="the last days go to later/ and are not read as raw files: `python -m app.traffic` lets them happen; the days before get lists of bestsellers, and what came of them")
     cli.add_argument("--out", type=Path, default=settings.path(settings.data.path), help="folder; default [data] path")
     cli.add_argument("--force", action="store_true", help="make it anew, over the Parquet files that are there")
     return cli
@@ -58,7 +61,8 @@ def wanted_shop(
     args: argparse.Namespace,  # from `parser`
 ) -> dict:                     # what decides the content of the files, JSON-ready
     "The arguments, and a digest of the simulator's code: other code makes another shop."
-    code = b"".join(Path(m.__file__).read_bytes() for m in (reco.data.assortment, reco.data.simulator))
+    modules = (reco.data.assortment, reco.data.simulator, *([reco.data.shoppers] if args.later else []))
+    code = b"".join(Path(m.__file__).read_bytes() for m in modules)
     return {name: getattr(args, name) for name in (*SIZES, "seed")} | ({"later": args.later} if args.later else {}) | {
         "end": args.end.isoformat() if args.end else None, "simulator": hashlib.sha256(code).hexdigest()[:12]}
 
@@ -87,13 +91,28 @@ def write_stamp(
         part.unlink(missing_ok=True)
 
 
+def with_bestsellers(
+    shop: Shop,
+    seed: int,
+) -> Shop:
+    "The shop with what came of the lists of bestsellers that it shows until it has a recommender."
+    newest = shop.catalog.sort("valid_from").unique("item_id", keep="last", maintain_order=True)
+    categories = newest.select("item_id", "category_id")
+    shown = bestsellers(requests_of(shop.interactions, "before", seed), shop.interactions, categories)
+    chance = appeal(shown, categories, shop.tastes, shop.trends, shop.complements)
+    prices = newest.select("item_id", price=pl.col("price")*(1 - pl.col("discount").fill_null(0)))
+    did = reactions(shown, chance, prices, "before", np.random.default_rng(seed)).filter(pl.col("ts") < shop.interactions["ts"].max())
+    return replace(shop, interactions=pl.concat([shop.interactions, did]).sort("ts", "event_id"))
+
+
 def split(
     shop: Shop,
     at: datetime,
+    seed: int,
 ) -> tuple[Shop, pl.DataFrame]: # the shop with the events before a moment, and the others
     "A shop at a moment, and what is still to happen."
     late = pl.col("ts") >= at
-    return replace(shop, interactions=shop.interactions.filter(~late)), shop.interactions.filter(late)
+    return with_bestsellers(replace(shop, interactions=shop.interactions.filter(~late)), seed), shop.interactions.filter(late)
 
 
 def write_later(
@@ -146,7 +165,8 @@ def make_shop(
     print(f"simulating {args.events:,} events of {args.users:,} users, {args.days} days up to {end:%Y-%m-%d %H:%M} UTC",
           flush=True)
     began = time.monotonic()
-    shop, later = split(simulate(args.users, args.items, args.events, args.days, end, args.seed), end - timedelta(days=args.later))
+    shop, later = simulate(args.users, args.items, args.events, args.days, end, args.seed), pl.DataFrame()
+    if args.later: shop, later = split(shop, end - timedelta(days=args.later), args.seed)
     print(f"simulated in {time.monotonic() - began:.1f} s; writing to {args.out}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     stamp = {"shop": want, "end": (end - timedelta(days=args.later)).isoformat(), "summary": summary(shop)}
