@@ -90,10 +90,16 @@ def admin_key() -> str|None: # None: not an admin, which is said; empty where th
     st.error("This is not an admin's key.", icon=":material/key_off:")
     return None
 
-def who_and_why() -> tuple[str, str]:
+def who_and_why(
+    do: str, # what the button says
+) -> tuple[str, str]|None: # None until both are there and the button was pressed
     "Asked before anything is done; both are kept with it."
-    return (st.text_input("Who are you?", key="who", max_chars=200, placeholder="ann").strip(),
-            st.text_area("Why?", key="why", max_chars=1_000, placeholder="prices are off since this morning", height=90).strip())
+    with st.form("who and why", border=False):
+        who = st.text_input("Who are you?", key="who", max_chars=200, placeholder="ann").strip()
+        why = st.text_area("Why?", key="why", max_chars=1_000, placeholder="prices are off since this morning", height=90).strip()
+        pressed = st.form_submit_button(do, type="primary", key="do it")
+    if pressed and not (who and why): st.error("Say who and why first: both are kept with what is done.", icon=":material/edit:")
+    return (who, why) if pressed and who and why else None
 
 # ---- going back -----------------------------------------------------------------------------------------------------
 
@@ -104,38 +110,34 @@ def _before(root: str) -> tuple[str, list[str]]: # what is published, and what w
     lines, now = standing(bundles_root(settings()))
     return now, earlier_of(lines, now)
 
-@st.dialog("Go back to the bundle before", icon=":material/undo:")
-def rollback_dialog(key: str) -> None:
+def going_back(
+    key: str, # an admin's, or none where none is asked for
+) -> None:
     "Asks, does it, and says what came of it."
     try: now, before = _before(root())
     except (OSError, ValueError, RuntimeError) as e: now, before = "", [f"what the endpoint finds (this machine cannot say: {type(e).__name__})"]
     if now and not before: return st.info(f"There is nothing to go back to: {plain(now)} is the only bundle that was ever published.")
     st.markdown(f"Now: **{plain(now or 'unknown')}**\n\nThen: **{plain(before[0])}**, or the nearest before it that passes its trial. Every replica follows within seconds; it can be undone by publishing again.")
-    who, why = who_and_why()
-    if st.button("Go back now", type="primary", disabled=not (who and why), help=None if who and why else "Say who and why first", key="confirm rollback"):
-        try:
-            with Client(address(), 60.0, key) as client: done = client.rollback(who, why) # a bundle is loaded and tried
-        except EndpointError as e: return st.error(f"Nothing was changed: {plain(e)}", icon=":material/error:")
-        st.session_state["done"] = f"{plain(done.get('bundle_id', ''))} is served again; {plain(done.get('before', ''))} was before."
-        _before.clear()
-        _events.clear()
-        st.rerun()
-    return None
+    if not (said := who_and_why("Go back now")): return None
+    try:
+        with Client(address(), 60.0, key) as client: done = client.rollback(*said) # a bundle is loaded and tried
+    except EndpointError as e: return st.error(f"Nothing was changed: {plain(e)}", icon=":material/error:")
+    st.session_state["done"] = f"{plain(done.get('bundle_id', ''))} is served again; {plain(done.get('before', ''))} was before."
+    _before.clear()
+    _events.clear()
+    st.rerun()
 
 # ---- training -------------------------------------------------------------------------------------------------------
 
-@st.dialog("Train anew", icon=":material/model_training:")
-def retrain_dialog() -> None:
+def training_anew() -> None:
     "Asks, and starts it."
     st.markdown("It trains on all that the lake has, judges what comes of it at every gate, and serves it only if it passes. That takes minutes and a few GB of memory **on this machine**; what is served goes on meanwhile.")
-    who, why = who_and_why()
-    if st.button("Train now", type="primary", disabled=not (who and why), help=None if who and why else "Say who and why first", key="confirm retrain"):
-        with st.spinner("Starting …"):
-            try: begin(settings(), lake(), who, why)
-            except NotBegun as e: return st.error(plain(e), icon=":material/block:")
-        st.session_state["done"] = "The retrain has begun; it goes on when you leave this page."
-        st.rerun()
-    return None
+    if not (said := who_and_why("Train now")): return None
+    with st.spinner("Starting …"):
+        try: begin(settings(), lake(), *said)
+        except NotBegun as e: return st.error(plain(e), icon=":material/block:")
+    st.session_state["done"] = "The retrain has begun; it goes on when you leave this page."
+    st.rerun()
 
 @st.fragment(run_every=5.0)
 def progress() -> None:
@@ -166,11 +168,11 @@ def operations() -> None:
     with left:
         st.markdown("###### Something is wrong with what is served")
         st.caption("Serves what was published before, after a trial. The history keeps who did it and why.")
-        if st.button("Go back to the bundle before …", icon=":material/undo:", disabled=key is None, key="rollback"): rollback_dialog(key)
+        if st.button("Go back to the bundle before …", icon=":material/undo:", disabled=key is None, key="rollback"): st.dialog("Go back to the bundle before", icon=":material/undo:")(going_back)(key)
     with right:
         st.markdown("###### The model should learn what is new")
         no = refusal(settings())
         st.caption("Trains, judges and, if it passes every gate, serves. `[monitor]` asks for it by itself when the shop drifts.")
-        if st.button("Train anew …", icon=":material/model_training:", disabled=key is None or bool(no), key="retrain"): retrain_dialog()
+        if st.button("Train anew …", icon=":material/model_training:", disabled=key is None or bool(no), key="retrain"): st.dialog("Train anew", icon=":material/model_training:")(training_anew)()
         if no: st.caption(f":material/info: {no}")
     progress()

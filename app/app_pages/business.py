@@ -38,7 +38,7 @@ def span_of(
     "The days to look at: the last complete ones, or any."
     last, whole = last_complete(kpis) or kpis["day"].max(), kpis.filter("complete").height
     usual = next((r for r in ("14 days", "7 days", "3 days") if 2*RANGES[r] <= whole), "1 day") # the longest that has as many days before it
-    asked = st.segmented_control("Days", list(RANGES), default=usual, required=True, key="range", bind="query-params",
+    asked = st.segmented_control("Days", list(RANGES), default=usual, required=True, key="range", bind="query-params", wrap=True,
                                  help="The last days that are complete: nothing can come of their lists any more. They are held beside as many days before.")
     if n := RANGES[asked]: return Span(last - timedelta(days=n - 1), last)
     first = kpis["day"].min()

@@ -38,18 +38,17 @@ def tiles(
     "The figures that say whether shoppers are served well."
     of = lambda n: n/t.requests if t.requests else None
     shown = lambda x: percent(x) if t.lists else "–"
-    rows = [("Requests per second", f"{t.rate:.1f}", "Lists, events and changes of items; what operators ask is not counted.") if t.seconds else
+    rows = [("Requests a second", f"{t.rate:.1f}", "Lists, events and changes of items; what operators ask is not counted.") if t.seconds else
             ("Requests", f"{t.requests:,.0f}", "Lists, events and changes of items, since the endpoint started; what operators ask is not counted."),
-            ("Half within (p50)", ms(t.p50), "Half of the lists were there within this time. Estimated from a histogram, like the next two."),
-            ("95 of 100 within (p95)", ms(t.p95), "What the slower shoppers wait."), ("99 of 100 within (p99)", ms(t.p99), "What the slowest one in a hundred waits, at least."),
+            ("Half wait up to", ms(t.p50), "Half of the lists were there within this time (p50). Estimated from a histogram, like the next two."),
+            ("95% wait up to", ms(t.p95), "95 of 100 lists were there within this time (p95)."), ("99% wait up to", ms(t.p99), "99 of 100 lists were there within this time (p99); the slowest one took longer."),
             ("Errors", percent(of(t.failed)), f"Answers that say the endpoint failed (HTTP 5xx). {t.refused:,.0f} requests were refused as the caller's mistake (4xx)."),
             ("From the cache", shown(t.cached), "Lists that were made for an earlier request: the shopper had done nothing in between."),
             ("Fallbacks", shown(t.fallback), "Lists for somebody, or in front of an item, of whom nothing is known: what is popular."),
             ("Degraded", shown(t.degraded), "Lists that were made without the store, or without a source that failed or was late."),
             ("Short lists", shown(t.short), "Lists with fewer items than were asked for."), ("Lists", f"{t.lists:,.0f}", "Lists that were answered in this time.")]
-    for few in (rows[:5], rows[5:]):
-        for place, (label, value, about) in zip(st.columns(5), few, strict=False):
-            with place: st.metric(label, value, help=about, border=True, height="stretch")
+    with st.container(horizontal=True, gap="small"): # two beside each other on a phone
+        for label, value, about in rows: st.metric(label, value, help=about, border=True, width=171)
 
 def where_from(
     counts: Counts,
