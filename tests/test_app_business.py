@@ -173,10 +173,13 @@ def test_headline_figures_are_recounted_and_held_beside_the_days_before(page, ma
 
 def test_a_part_of_the_lists_is_shown_alone(page, made):
     test = page(range="7 days")
-    test.selectbox(key="whose").set_value(("surface", "similar")).run()
+    test.selectbox(key="whose").set_value(("surface", "for_you")).run()
     assert not test.exception
-    mine = made[2]["kpis"].filter(pl.col("dimension") == "surface", pl.col("value") == "similar", pl.col("complete")).sort("day").tail(7)
+    mine = made[2]["kpis"].filter(pl.col("dimension") == "surface", pl.col("value") == "for_you", pl.col("complete")).sort("day").tail(7)
     assert metric(test, "Click rate (CTR)").value == f"{mine['click'].sum()/mine['exposures'].sum():.2%}"
+    there = outcomes_of(*made[:2], WINDOW).filter(pl.col("ts").dt.date().is_in(mine["day"].implode()), pl.col("surface").cast(pl.String) == "for_you")
+    whole, table = kpi_table(there).row(0, named=True), next(d.value for d in test.dataframe if "Interval from" in d.value.columns)
+    assert table["Interval to"][0] == pytest.approx(whole["CTR_high"]) # recounted for the part alone
 
 def test_days_that_are_not_complete_are_marked_and_left_out(page, made):
     test = page(range="7 days")

@@ -64,7 +64,7 @@ def test_what_lies_between_two_looks():
     b = Look(110, counts_of(text_of(registry)))
     made = between(a, b)
     assert total(made, "reco_lists_total") == 6 and total(made, "reco_lists_total", fallback="true") == 4 and by(made, "reco_lists_total", "surface") == {"for_you": 2, "similar": 4}
-    assert between(b, a) is None and between(a, Look(120, {})) is None # started anew
+    assert between(b, a) is None and between(a, Look(120, {})) is None and between(b, Look(120, {k: v - 1 for k, v in b.counts.items()})) is None # started anew
     seen = Looks()
     assert seen.over(60) is None and seen.last() is None
     for look in (a, b, Look(111, b.counts)): seen.add(look)
