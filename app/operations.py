@@ -148,10 +148,10 @@ def progress() -> None:
     if found.running: st.session_state["retraining"] = True
     ended = "" if found.code is None else " (it ended well)" if found.code == 0 else f" (it ended with exit code {found.code}; the champion goes on)"
     label = f"{'Training' if found.running else 'The last retrain'}: begun {since(found.at)} by {plain(found.who or 'nobody named')}{ended}"
-    with st.status(label, state="running" if found.running else "error" if found.code else "complete", expanded=found.running):
-        st.markdown(f"Why: {plain(found.why)}")
-        if found.lines: st.code("\n".join(found.lines), language=None, wrap_lines=True)
-        st.caption(f"Its whole log: {plain(found.log)}")
+    box = st.status(label, state="running" if found.running else "error" if found.code else "complete", expanded=found.running) # as a context it would call itself complete
+    box.markdown(f"Why: {plain(found.why)}")
+    if found.lines: box.code("\n".join(found.lines), language=None, wrap_lines=True)
+    box.caption(f"Its whole log: {plain(found.log)}")
     if was: st.rerun(scope="app") # the button may be used again
     return None
 

@@ -1,4 +1,8 @@
 """The business page against the books as flows/kpis.py writes them: every figure is the one that counting at once gives, and nothing of a shop is markup."""
+import os
+import subprocess
+import sys
+import time
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
@@ -8,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from test_days import START, at, traffic
 
 from app.earned import SUMS, Span, added, changed, returned, weekly
+from app.ports import free_port, port_free
 from app.tables import csv
 from app.wording import FIGURES, QUESTIONS, answer, plain
 from reco.data.lake import Lake
@@ -31,6 +36,7 @@ from reco.monitoring.what_if import WHAT_IF
 from reco.schemas import EXPOSURES, INTERACTIONS, conform
 
 PAGE = Path(__file__).resolve().parent.parent/"app"/"app_pages"/"business.py"
+CHROMIUM = Path("/usr/bin/chromium")
 DAYS, WINDOW = 20, timedelta(days=1)
 NOW = at(24*DAYS - 4) # the evening of the last day; of the last three days nothing is complete
 ODD = "<b>*als*</b> | `x` $y$ [z](javascript:1)"
@@ -255,3 +261,33 @@ def test_names_of_a_shop_are_no_markup(page, made):
     heading = next(m.value for m in test.markdown if m.value.startswith("##### Click rate (CTR) by candidate source"))
     assert not test.exception and ("<b>" not in heading and "](" not in heading)
     assert csv(pl.DataFrame({"a": ["=1+1", "x", "-2", None], "n": [-1, 2, 3, 4]})) == b"a,n\n'=1+1,-1\nx,2\n'-2,3\n,4\n"
+
+# ---- in a browser ---------------------------------------------------------------------------------------------------
+
+WIDER = "() => [...document.querySelectorAll('[data-testid=stMain] *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('[data-testid=stDataFrame], [role=tablist], svg, canvas')).length"
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}: make services")
+def test_business_and_monitoring_in_a_browser(folder):
+    "Wide and light, narrow and dark: charts are drawn, nothing sticks out, nothing fails; without an endpoint too."
+    from playwright.sync_api import sync_playwright
+    port = free_port()
+    env = os.environ | {"RECO_SETTINGS": str(folder/"settings.ini"), "RECO_SERVING_PORT": str(free_port()), "RECO_APP_PORT": str(port)}
+    server = subprocess.Popen([sys.executable, "-m", "app.dashboard"], cwd=PAGE.parent.parent.parent, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while port_free("127.0.0.1", port) and time.monotonic() < until: time.sleep(0.2)
+        with sync_playwright() as play:
+            browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-background-networking"])
+            for width, scheme in ((1280, "light"), (390, "dark")):
+                tab, errors = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
+                tab.on("pageerror", lambda e, errors=errors: errors.append(e))
+                for path, there in (("business?range=7+days&tab=Experiments", "text=is ahead of"), ("business?range=7+days", "text=by day: from"), ("monitoring", "text=make serve")):
+                    tab.goto(f"http://127.0.0.1:{port}/{path}")
+                    tab.wait_for_selector(there, timeout=60_000)
+                    if path.startswith("business"): tab.wait_for_selector("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg", timeout=60_000)
+                    tab.wait_for_timeout(500)
+                    assert tab.evaluate("document.documentElement.scrollWidth") <= width and not tab.evaluate(WIDER) and not errors, (path, width)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait(20)

@@ -320,12 +320,13 @@ def test_a_retrain_is_begun_once_and_its_log_is_shown(page, tmp_path, monkeypatc
     until = time.monotonic() + 20
     while not retraining.last(load_settings()).lines and time.monotonic() < until: time.sleep(0.02)
     test = page("Operations", tmp_path)
+    assert test.status[0].state == "running" and test.status[0].label == "Training: begun just now by ann"
     assert "step 1" in test.code[0].value and "prices changed (asked for by ann)" in test.code[0].value and test.button(key="retrain").disabled and "A retrain is under way" in said(test)
     assert "under way" in answered(asking("training_anew()"), "bob", "me too").error[0].value
     (tmp_path/"stop").touch()
     retraining._begun[str(tmp_path/".demo"/"retrain.log")].wait(20)
     test.run()
-    assert "it ended well" in test.status[0].label and not test.button(key="retrain").disabled
+    assert "it ended well" in test.status[0].label and test.status[0].state == "complete" and not test.button(key="retrain").disabled
 
 def test_where_nothing_is_retrained_the_button_says_why(page, tmp_path):
     (tmp_path/"settings.ini").write_text("[lake]\nroot = lake\n[bundles]\nroot = bundles\n[monitor]\nretrain = never\n")

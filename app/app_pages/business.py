@@ -128,7 +128,7 @@ def headline(
         split = retention.filter(pl.col("dimension") == whom[0], pl.col("value") == whom[1])
         if back := returned(split, 7, span):
             about = f"Of the {back['shoppers']:,} shoppers whose seventh day after their first visit lies in these days, the share that was there on it."
-            changes.insert(6, (Figure("back", "Back after 7 days", "", "", 1, ".1%", about), changed("back", back, returned(split, 7, span.before) or None)))
+            changes.insert(6, (Figure("back", "Back after 7 days" + (", all shoppers" if dimension and not whom[0] else ""), "", "", 1, ".1%", about), changed("back", back, returned(split, 7, span.before) or None)))
     for four in (changes[:4], changes[4:]):
         for place, (f, c) in zip(st.columns(4), four, strict=False):
             with place: tile(f, c, lines.get(f.name, []))

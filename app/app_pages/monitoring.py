@@ -17,7 +17,7 @@ from app.wording import count, ms, percent, plain
 
 EVERY_S, MINUTE = 3.0, 60.0 # between two looks; what is called now
 TABS = ["Now", "Drift and retraining", "Incoming data", "What happened", "Operations"]
-STAGE = {"store": "shopper's past, from the store", "past": "past, put in order", "candidates": "candidates", "features": "features", "ranking": "ranking", "reranking": "rules and variety", "response": "answer"}
+STAGE = {"store": "shopper's past, from the store", "past": "past, put in order", "candidates": "candidates", "features": "features", "ranking": "ranking", "reranking": "rules and variety", "response": "putting the answer together"}
 
 def standing(
     ready: dict,
