@@ -14,8 +14,9 @@ def drawn(
     chart: alt.Chart|alt.LayerChart,
     about: str,      # one sentence for those who hear the page instead of seeing it
 ) -> None:
-    "Put a chart on the page."
-    st.altair_chart(chart.properties(description=about, usermeta={"embedOptions": {"actions": False}}), width="stretch")
+    "Put a chart on the page. Lines and texts that have no colour of their own are black in Vega, which is nothing to see in the dark theme."
+    ink = "#fafafa" if st.context.theme.type == "dark" else "#31333f"
+    st.altair_chart(chart.configure_text(color=ink).configure_rule(color=ink).properties(description=about, usermeta={"embedOptions": {"actions": False}}), width="stretch")
 
 def titled(
     name: str,
@@ -46,12 +47,13 @@ def bars(
     x: str,               # what the axis says
     fmt: str = ".3~g",
     order: str|list[str]|None = "-x",  # of the names; None: as they come
+    colours: list[str] = COLOURS,      # of the parts
 ) -> alt.LayerChart:
     "A value by name, from zero."
     part = "part" in frame.columns
     y = alt.Y("name:N", title=None, sort=order, axis=alt.Axis(labelLimit=260))
     tip = ["name:N", *(["part:N"] if part else []), alt.Tooltip("x:Q", title=x, format=fmt)]
-    colour = alt.Color("part:N", title=None, scale=alt.Scale(range=COLOURS), legend=alt.Legend(orient="bottom")) if part else alt.value(BLUE)
+    colour = alt.Color("part:N", title=None, scale=alt.Scale(range=colours), legend=alt.Legend(orient="bottom")) if part else alt.value(BLUE)
     bar = alt.Chart(frame).mark_bar().encode(y=y, x=alt.X("x:Q", title=x, scale=alt.Scale(zero=True), axis=alt.Axis(format=fmt, tickCount=6)), color=colour, tooltip=tip)
     if "low" not in frame.columns: return alt.layer(bar).properties(height=alt.Step(24))
     whisker = alt.Chart(frame).mark_rule(strokeWidth=2.5, color=ORANGE).encode(y=y, x="low:Q", x2="high:Q")

@@ -8,13 +8,13 @@ from streamlit import runtime
 
 from reco.settings import SettingsError, load_settings
 
-PAGES = [("shop", "Shop", "storefront"), ("business", "Business", "trending_up"), ("monitoring", "Monitoring", "monitor_heart")] # file in app_pages/, title, icon; the first is where one arrives
+PAGES = [("shop", "Shop", "storefront"), ("why", "Why", "psychology_alt"), ("business", "Business", "trending_up"), ("monitoring", "Monitoring", "monitor_heart")] # file in app_pages/, title, icon; the first is where one arrives
 
 def show() -> None:
     "The navigation and the page that it points to."
     root = str(Path(__file__).resolve().parent.parent)
     if root not in sys.path: sys.path.insert(0, root) # the pages import `app`; `streamlit run` puts only this file's folder there
-    st.set_page_config(page_title="reco", page_icon=":material/storefront:", layout="wide")
+    st.set_page_config(page_title="reco", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
     st.navigation([st.Page(f"app_pages/{name}.py", title=title, icon=f":material/{icon}:", default=not n) for n, (name, title, icon) in enumerate(PAGES)], position="top").run()
 
 # loopback, no browser opened, nothing sent anywhere; a variable that is set already wins

@@ -6,9 +6,9 @@ measurement does not see:
 - steps that only look and note: 340 MB at 100,000 events, which is the imports
 - ingest: benchmarks/results/ingest.json, 1.03 GB at 1 million events, 1.49 at 10; and what whylogs and Metaflow add, 0.85 GB at 100,000 in place of .6
 - batch: benchmarks/results/p4_batch.json, 660 MB for each worker; Ray takes 1.2 GB beside them
-- training: benchmarks/results/p3_training.json, two branches of `fit` hold 3.0 GB at 0.3 million events and 3.3 at 1 million, `rank` 3.6 at both, most of it lists whose
-  number `[train] max_requests` bounds; how they grow beyond that is guessed until there are runs with more
-- gates and search: not measured by step; 12 GB at 10 million events are the bar of a whole training
+- training: benchmarks/results/p3_training.json, two branches of `fit` hold 2.9 GB together at 0.3 million events and 6.1 at 10 million, `rank` 3.5 and 4.0, most of it lists whose
+  number `[train] max_requests` bounds; `start`, which reads the whole lake, 0.6 and 3.2, `evaluate` 0.7 and 2.4
+- gates and search: not measured by step; they do what `fit`, `rank` and `evaluate` do, one after the other
 - the others: what they read of the lake is less than training reads
 """
 from math import ceil
@@ -28,10 +28,10 @@ class Need(NamedTuple):
         return {"cpu": f"{self.cpu:g}", "memory": str(memory), "disk": str(self.disk_mb)}
 
 
-LEARN = Need(2, 2_560, 1_024, 20_480)
+LEARN = Need(2, 5_120, 512, 20_480)
 NEEDS: dict[str, dict[str, Need]] = {
     "IngestFlow": {"*": Need(), "ingest": Need(2, 1_536, 128, 20_480)},
-    "TrainFlow": {"*": Need(1, 1_024, 768), "fit": Need(2, 2_048, 1_024), "rank": Need(2, 5_120, 512, 20_480)},
+    "TrainFlow": {"*": Need(1, 1_024, 384), "fit": Need(2, 2_048, 256), "rank": Need(2, 5_120, 128, 20_480)},
     "PromoteFlow": {"*": Need(), "judge": LEARN},
     "MaterializeFlow": {"*": Need(), "materialize": Need(1, 1_536, 512)},
     "BatchFlow": {"*": Need(), "score": Need(4, 5_120, 1_024)},

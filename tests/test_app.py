@@ -1,45 +1,20 @@
-"""The client and the Streamlit page, against the real app over HTTP: endpoint up, down, and with an empty lake."""
+"""The client of the endpoint, against the real app over HTTP: endpoint up, down, busy and silent."""
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-import polars as pl
 import pytest
-import uvicorn
-from streamlit.testing.v1 import AppTest
+from shop_floor import listening
 
-from app.app_pages.shop import card
 from app.client import Client, EndpointDown, EndpointError, NotAllowed, RequestRefused, pause
 from app.contract import create_app
 from app.keys import load_keys
 from app.ports import free_port, port_free
 from app.serve import Replica
 from reco.bundle import ModelBundle
-from reco.data.lake import Lake
 from reco.features.store import OnlineStore
-from reco.schemas import CATALOG, INTERACTIONS, conform
 from reco.settings import Serving, Settings
 
-ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = Path("/usr/bin/chromium")
-
-@contextmanager
-def listening(app: object) -> Iterator[int]: # a port on which an ASGI app answers
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started: time.sleep(0.01)
-    try: yield port
-    finally:
-        server.should_exit = True
-        thread.join()
 
 @pytest.fixture(scope="module")
 def endpoint(bundle: ModelBundle, store: OnlineStore) -> Iterator[int]:
@@ -50,32 +25,6 @@ def endpoint(bundle: ModelBundle, store: OnlineStore) -> Iterator[int]:
 @pytest.fixture(scope="module")
 def shopper(store: OnlineStore) -> str:
     return next(u for u in sorted(store.user_ids()) if len(store.events(u)) > 5)
-
-@pytest.fixture(scope="module")
-def lake(bundle: ModelBundle, shopper: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "The bundle's items, and one shopper who viewed the first three and bought the third."
-    root, start = tmp_path_factory.mktemp("lake"), datetime(2026, 3, 1, tzinfo=UTC)
-    items = bundle.items.with_columns(valid_from=pl.lit(start), category_path=pl.lit("Home / Tea"))
-    ids = items["item_id"].to_list()
-    seen = pl.DataFrame([{"event_id": f"e{i}", "ts": start + timedelta(hours=i), "user_id": shopper, "item_id": ids[min(i, 2)],
-                          "event": "transaction" if i == 3 else "view"} for i in range(4)])
-    Lake(root).write("catalog", conform(items, CATALOG), key=["item_id", "valid_from"])
-    Lake(root).write("interactions", conform(seen, INTERACTIONS), key=["event_id"], day_of="ts")
-    return root
-
-@pytest.fixture
-def page(monkeypatch: pytest.MonkeyPatch, lake: Path, endpoint: int):
-    "The page with lake and endpoint, or with others."
-    def open_page(root: Path = lake, port: int = endpoint) -> AppTest:
-        monkeypatch.setenv("RECO_LAKE_ROOT", str(root))
-        monkeypatch.setenv("RECO_SERVING_PORT", str(port))
-        at = AppTest.from_file(str(ROOT/"app"/"dashboard.py"), default_timeout=60).run()
-        assert not at.exception
-        return at
-    return open_page
-
-def cards(at: AppTest) -> str: # the HTML of the cards, or nothing
-    return "".join(h.proto.body for h in at.get("html"))
 
 # ---- the client
 
@@ -186,76 +135,3 @@ def test_a_busy_port_is_seen():
         port = taken.getsockname()[1]
         assert not port_free("127.0.0.1", port)
     assert port_free("127.0.0.1", port)
-
-# ---- the page
-
-def test_the_page_shows_history_and_recommendations(page, shopper, endpoint):
-    at = page()
-    assert not at.error and not at.warning
-    assert at.selectbox[0].value == shopper
-    with Client(f"http://127.0.0.1:{endpoint}") as client: wanted = client.recommendations(shopper, 10)
-    assert cards(at).count("<li>") == 10 and all(f">{x.item_id}<" in cards(at) for x in wanted)
-    table = at.dataframe[0].value
-    assert list(table["Did"]) == ["bought", "viewed", "viewed", "viewed"] # newest first
-    assert "4 events since 01 Mar 2026, 1 bought" in at.caption[1].value
-
-def test_a_title_is_data_not_markup():
-    html = card(1, {"item_id": "<i>1</i>", "title": "<b>Pot</b> & lid", "category": '"><script>', "price": 3.5}, 0.5)
-    assert "&lt;b&gt;Pot&lt;/b&gt; &amp; lid" in html and "&lt;i&gt;1" in html
-    assert not any(tag in html for tag in ("<b>", "<i>", "<script>"))
-    assert "Item 7" in card(1, {"item_id": "7", "title": None, "category": None, "price": None}, 0.5)
-
-def test_a_new_shopper_gets_cards_and_no_history(page):
-    at = page()
-    at.radio[0].set_value("New shopper").run()
-    at.text_input[0].set_value("never-seen").run()
-    assert not at.exception and cards(at).count("<li>") == 10
-    assert any("this shopper is new" in c.value for c in at.caption)
-    at.text_input[0].set_value("  ").run()
-    assert not at.exception and "Type an id" in at.info[0].value
-
-def test_more_items_when_asked_for(page):
-    at = page()
-    at.slider[0].set_value(3).run()
-    assert cards(at).count("<li>") == 3
-
-def test_without_the_endpoint_the_page_says_what_to_start(page):
-    at = page(port=free_port())
-    assert "make serve" in at.error[0].value and not cards(at)
-    assert len(at.dataframe[0].value) == 4 # the history needs no endpoint
-
-def test_with_an_empty_lake_the_page_says_what_to_run(page, tmp_path):
-    at = page(root=tmp_path)
-    assert "make demo" in at.warning[0].value
-    assert cards(at).count("<li>") == 10 # the endpoint answers a new shopper all the same
-
-@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}: make services")
-def test_the_page_in_a_browser(lake, endpoint, tmp_path):
-    "Wide and on a phone: cards are there, nothing overflows, nothing fails."
-    import os
-
-    from playwright.sync_api import sync_playwright
-    port = free_port()
-    env = os.environ | {"RECO_LAKE_ROOT": str(lake), "RECO_SERVING_PORT": str(endpoint), "RECO_APP_PORT": str(port)}
-    server = subprocess.Popen([sys.executable, "-m", "app.dashboard"], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        until = time.monotonic() + 60
-        while port_free("127.0.0.1", port) and time.monotonic() < until: time.sleep(0.2)
-        with sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-background-networking"])
-            for name, width, columns in (("wide", 1280, 6), ("phone", 390, 2)):
-                tab = browser.new_page(viewport={"width": width, "height": 850})
-                errors: list[Exception] = []
-                tab.on("pageerror", lambda e, errors=errors: errors.append(e))
-                tab.goto(f"http://127.0.0.1:{port}")
-                tab.wait_for_selector(".reco-cards li", timeout=60_000)
-                tab.wait_for_selector("[data-testid=stDataFrame]", timeout=60_000)
-                boxes = [b.bounding_box() for b in tab.query_selector_all(".reco-cards li")]
-                assert len(boxes) == 10 and len({round(b["x"]) for b in boxes}) == columns
-                assert all(b["x"] >= 0 and b["x"] + b["width"] <= width for b in boxes)
-                picture = tab.screenshot(path=tmp_path/f"{name}.png")
-                assert len(picture) > 10_000 and not errors # an empty page is smaller
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait(20)

@@ -1,170 +1,205 @@
-"""One shopper: what they did, and what the endpoint recommends to them."""
-import time
+"""A small shop in which everything is real but the money: each click is an event, and the next list knows it."""
+from functools import partial
 from html import escape
-from zlib import crc32
 
 import polars as pl
 import streamlit as st
 
-from app.client import Client, EndpointDown, EndpointError, Scored
-from app.ports import reach
-from reco.data.lake import Lake, LakeError, open_lake
-from reco.settings import load_settings
+from app.apart import Asked
+from app.client import EndpointError
+from app.page import described, endpoint_down, lead, nothing_yet, read, shown
+from app.storefront import STYLE, category_of, drawing, in_stock, named, paid, plain, price_line, shelf
+from app.visit import DOING, KINDS, Came, Visit, enter, present
+from reco.data.lake import LakeError
 
-SHOWN_USERS, SHOWN_EVENTS = 200, 50 # in the list to pick from; in the history
-DOING = {"impression": "saw", "click": "clicked", "view": "viewed", "addtocart": "put in the cart", "transaction": "bought"}
+SHOPPERS, PAST = 200, 50 # in the list to pick from; events in the history
+HOME, BESIDE = 12, 6     # items of the home page; of a shelf on an item's page
+MAX_ID = 512             # characters that the endpoint takes
 
-@st.cache_data(ttl=60, show_spinner="Reading the lake …")
-def active_users(
-    _lake: Lake,
-    root: str,  # its address, by which the answer is kept
-) -> list[str]: # most events first, then by id
-    "Shoppers worth looking at; raises `LakeError` when there are no interactions."
-    return (_lake.read("interactions").group_by("user_id").len()
-            .sort(["len", "user_id"], descending=[True, False]).head(SHOWN_USERS).collect()["user_id"].to_list())
+# ---- what the lake knows ------------------------------------------------------------------------------------------
 
-@st.cache_data(ttl=60, show_spinner=False)
-def history(
-    _lake: Lake,
-    root: str,     # its address, by which the answer is kept
-    user_id: str,  # one shopper
-) -> pl.DataFrame: # ts, event, item_id, price; newest first
-    "All that a shopper did."
-    return (_lake.read("interactions").filter(pl.col("user_id") == user_id)
-            .select("ts", "event", "item_id", "price").sort(["ts", "item_id"], descending=[True, False]).collect())
+def most_active(table: pl.LazyFrame, n: int) -> pl.LazyFrame: # user_id, len
+    return table.group_by("user_id").len().sort(["len", "user_id"], descending=[True, False]).head(n)
 
-@st.cache_data(ttl=60, show_spinner=False)
-def describe(
-    _lake: Lake,
-    root: str,                 # its address, by which the answer is kept
-    item_ids: tuple[str, ...], # items to describe
-) -> pl.DataFrame:             # item_id, title, category, price: one row each, in the order asked for
-    "The newest catalogue entry of each item; nulls where the catalogue has none."
-    try: catalog = _lake.read("catalog")
-    except LakeError: catalog = pl.LazyFrame(schema={c: pl.String for c in ("item_id", "valid_from", "title", "category_path",
-                                                     "category_id")} | {"price": pl.Float64})
-    newest = (catalog.filter(pl.col("item_id").is_in(item_ids)).sort("valid_from").unique("item_id", keep="last")
-              .select("item_id", "title", pl.coalesce("category_path", "category_id").alias("category"), "price").collect())
-    return pl.DataFrame({"item_id": item_ids}, schema={"item_id": pl.String}).join(newest, on="item_id", how="left",
-                                                                                  maintain_order="left")
+def latest_of(table: pl.LazyFrame, user_id: str) -> pl.LazyFrame:
+    return table.filter(pl.col("user_id") == user_id).select("event_id", "ts", "event", "item_id", "price").sort(["ts", "event_id"], descending=True)
 
-# `currentColor` and translucency: the same sheet in Streamlit's light and dark theme. The grid makes as many columns as
-# fit, two on a phone.
-STYLE = """<style>
-.reco-cards {display:grid; grid-template-columns:repeat(auto-fill,minmax(150px,1fr)); gap:12px; list-style:none;
-  margin:0 !important; padding:0 !important}
-.reco-cards li {border:1px solid color-mix(in srgb,currentColor 18%,transparent); border-radius:10px; overflow:hidden; margin:0 !important;
-  padding:0; display:flex; flex-direction:column}
-.reco-tile {height:56px; display:flex; align-items:center; justify-content:space-between; padding:0 12px; color:#fff; font-weight:600}
-.reco-tile span:last-child {font-weight:400; font-size:.8rem; opacity:.9}
-.reco-text {padding:10px 12px 12px; display:flex; flex-direction:column; gap:4px; flex:1; line-height:1.3}
-.reco-title {font-weight:600; overflow-wrap:anywhere}
-.reco-dim {opacity:.7; font-size:.82rem; overflow-wrap:anywhere}
-.reco-price {display:flex; justify-content:space-between; align-items:baseline; font-size:.92rem; font-weight:600}
-.reco-foot {margin-top:auto; padding-top:6px}
-.reco-bar {height:4px; border-radius:2px; background:color-mix(in srgb,currentColor 14%,transparent); margin-top:6px}
-.reco-bar div {height:100%; border-radius:2px; background:#4a7fd6}
-[data-testid="stMainBlockContainer"] {padding-top:3rem}
-</style>"""
+def active_shoppers() -> dict[str, int]: # user_id → events, most first; empty without a lake
+    try: return dict(read("interactions", most_active, SHOPPERS).iter_rows())
+    except LakeError: return {}
 
-def card(
-    rank: int,     # 1 is the best
-    item: dict,    # a row of `describe`
-    score: float,  # 0 to 1
-) -> str:          # one list item of HTML
-    "A product card. Every text of the shop is escaped: a title is data, not markup."
-    category = item["category"] or "no category"
-    title = item["title"] or f"Item {item['item_id']}"
-    price = "" if item["price"] is None else f"{item['price']:,.2f}"
-    return (f'<li><div class="reco-tile" style="background:hsl({crc32(category.encode()) % 360} 38% 42%)"><span>{rank}</span>'
-            f'<span>{escape(item["item_id"])}</span></div><div class="reco-text">'
-            f'<div class="reco-title">{escape(title)}</div>'
-            f'<div class="reco-dim">{escape(category)}</div>'
-            f'<div class="reco-foot"><div class="reco-price"><span>{price}</span><span class="reco-dim">score {score:.2f}</span></div>'
-            f'<div class="reco-bar"><div style="width:{100*score:.0f}%"></div></div></div></div></li>')
+# ---- who ----------------------------------------------------------------------------------------------------------
+
+def changed_kind(active: list[str]) -> None:
+    kind = st.session_state["kind"]
+    enter(kind, active[0] if kind == "known" and active else "")
+
+def changed_shopper(kind: str, key: str) -> None:
+    if (st.session_state[key] or "").strip(): enter(kind, st.session_state[key])
 
 def pick(
-    known: list[str], # shoppers in the lake
-) -> tuple[str, int]: # user_id (may be empty), k
-    "The controls."
-    kinds = ["Known shopper", "New shopper"] if known else ["New shopper"]
-    kind = st.radio("Who", kinds, horizontal=True, label_visibility="collapsed")
-    who, how_many = st.columns([3, 1])
-    with who:
-        if kind == "Known shopper":
-            user_id = st.selectbox("Shopper, the most active first", known, accept_new_options=True,
-                                   help=f"The {len(known)} most active are listed; any other id can be typed.")
-        else: user_id = st.text_input("Any id that the shop has never seen", value="somebody-new", max_chars=200)
-    with how_many: k = st.slider("How many", 1, 30, 10)
-    return user_id or "", k
-
-def show_recommendations(
-    lake: Lake,
-    client: Client,
-    user_id: str,
-    k: int,        # how many
+    visit: Visit,
+    active: dict[str, int], # of `active_shoppers`
 ) -> None:
-    "Ask the endpoint and draw its answer, or say what to start."
-    st.subheader("Recommended")
-    began = time.perf_counter()
-    try: items: list[Scored] = client.recommendations(user_id, k)
-    except EndpointDown as e:
-        st.error(f"No recommendations: {e}\n\nStart the endpoint with `make serve` in another terminal, then try again.")
-        st.button("Try again", icon=":material/refresh:")
-        return
-    except EndpointError as e:
-        st.error(f"No recommendations: {e}")
-        return
-    took_ms = 1000 * (time.perf_counter() - began)
-    rows = describe(lake, str(lake.root), tuple(x.item_id for x in items)).to_dicts()
-    cards = "".join(card(i, row, x.score) for i,(row, x) in enumerate(zip(rows, items, strict=True), 1))
-    st.html(f'{STYLE}<ol class="reco-cards">{cards}</ol>')
-    st.caption(f"{len(items)} items in {took_ms:.0f} ms from `{client.address}`")
+    "Who shops."
+    kinds = [k for k in KINDS if k != "known" or active or visit.kind == "known"]
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        st.segmented_control("Who is shopping?", kinds, default=visit.kind, required=True, format_func=KINDS.get, key="kind", on_change=changed_kind, args=(list(active),),
+                             help="Known: somebody with a past. New: an id that the shop has never seen. No id: a visit that belongs to nobody, such as before logging in.")
+        if visit.kind == "known":
+            known = list(dict.fromkeys([*active, visit.user_id]))
+            st.selectbox("Shopper", known, known.index(visit.user_id), format_func=lambda u: f"{u} · {active[u]:,} events" if u in active else u, key=f"known-{visit.session_id}",
+                         accept_new_options=True, on_change=changed_shopper, args=("known", f"known-{visit.session_id}"), width=320,
+                         help=f"The {len(active):,} most active are listed; any other id can be typed.")
+        elif visit.kind == "new":
+            st.text_input("Id of the new shopper", visit.user_id, key=f"new-{visit.session_id}", on_change=changed_shopper, args=("new", f"new-{visit.session_id}"), max_chars=200, width=240)
+            st.button("Somebody else", icon=":material/casino:", key="somebody-else", on_click=enter, args=("new",))
+        cart(visit)
+    if visit.kind == "anonymous":
+        st.caption("Events belong to a shopper's id, so those of this visit are not stored: they stay in this tab and go along with each request, and the lists follow them all the same.")
 
-def show_history(
-    lake: Lake,
-    user_id: str,
-) -> None:
-    "What the shopper did, newest first."
-    st.subheader("History")
-    events = history(lake, str(lake.root), user_id)
-    if events.is_empty():
-        st.caption("Nothing yet: this shopper is new, so the recommendations are what is popular now.")
-        return
-    bought = events.filter(pl.col("event") == "transaction").height
-    st.caption(f"{events.height:,} events since {events['ts'].min():%d %b %Y}, {bought:,} bought"
-               + (f"; the latest {SHOWN_EVENTS}" if events.height > SHOWN_EVENTS else ""))
-    latest = events.head(SHOWN_EVENTS)
-    items = describe(lake, str(lake.root), tuple(latest["item_id"].unique().to_list())).select("item_id", "title", "category")
-    table = latest.join(items, on="item_id", how="left", maintain_order="left").select(
-        pl.col("title").fill_null("Item " + pl.col("item_id")).alias("Item"),
-        pl.col("event").cast(pl.String).replace(DOING).alias("Did"),
-        pl.col("ts").alias("When (UTC)"), pl.col("category").alias("Category"), pl.col("price").alias("Price"))
-    st.dataframe(table, hide_index=True, width="stretch", column_config={
-        "When (UTC)": st.column_config.DatetimeColumn(format="D MMM, HH:mm", timezone="UTC"),
-        "Price": st.column_config.NumberColumn(format="%.2f")})
+# ---- the cart -----------------------------------------------------------------------------------------------------
 
-@st.cache_resource
-def endpoint(
-    address: str, # http://host:port
-) -> Client:      # shared by all sessions: it is safe to use from many threads
-    return Client(address, timeout_s=3)
+def take_out(visit: Visit, item: str) -> None:
+    visit.cart.pop(item, None)
+    visit.looked += 1
+
+def buy_all(visit: Visit) -> None:
+    visit.buys(dict(visit.cart), {i["item_id"]: paid(i) for i in described(list(visit.cart)).to_dicts()})
+
+def cart(visit: Visit) -> None:
+    "What was put aside, and the till."
+    pieces = sum(visit.cart.values())
+    with st.popover(f"Cart · {pieces}" if pieces else "Cart", icon=":material/shopping_cart:", type="primary" if pieces else "secondary"):
+        if not pieces:
+            st.write("Nothing in it yet.")
+            return
+        items = described(list(visit.cart)).to_dicts()
+        for n, item in enumerate(items):
+            times = visit.cart[item["item_id"]]
+            price = "" if paid(item) is None else f"{times*paid(item):,.2f}"
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.html(f'<ul class="shop-cart"><li><img src="{drawing(item)}" alt=""><span>{escape(named(item))}{f" × {times}" if times > 1 else ""}</span><b>{price}</b></li></ul>')
+                st.button("Remove", key=f"out-{n}", on_click=take_out, args=(visit, item["item_id"]), type="tertiary")
+        total = sum(visit.cart[i["item_id"]]*(paid(i) or 0) for i in items)
+        st.button(f"Buy all · {total:,.2f}", key="buy-all", type="primary", icon=":material/shopping_bag:", on_click=buy_all, args=(visit,), width="stretch")
+
+# ---- shelves ------------------------------------------------------------------------------------------------------
+
+def open_item(came: Came, item: str) -> None:
+    st.session_state["visit"].came[item] = came
+    st.query_params["item"] = item
+
+def home() -> None: st.query_params.pop("item", None)
+
+def take_apart(visit: Visit, came: Came, item: str = "") -> None:
+    "Go to the page that takes lists apart, with this one."
+    st.session_state["why"] = Asked(visit.user_id, came.surface, came.context, came.request_id, item, came.k)
+    st.session_state["to_why"] = True
+
+SHELVES = {"for_you": ("Recommended for You", "Chosen for this shopper among everything in the shop, from what they did until now."),
+           "similar": ("Similar Items", "What resembles this item, in the order that suits the shopper."),
+           "bought_together": ("Frequently Bought Together", "What goes with this item, or with the cart as soon as something is in it.")}
+
+def put_up(visit: Visit, surface: str, context: list[str], k: int) -> None: # raises `EndpointError`
+    "One shelf."
+    look, (title, about) = visit.look(surface, context, k), SHELVES[surface]
+    if surface == "bought_together" and visit.cart: title = "Goes with Your Cart"
+    came = Came(look.found.request_id, surface, tuple(context), k)
+    shelf(title, about, look, visit, surface, partial(open_item, came), partial(take_apart, visit, came))
+
+def item_page(visit: Visit, item_id: str) -> None: # raises `EndpointError`
+    "One item, what resembles it and what goes with it."
+    [item] = described([item_id]).to_dicts()
+    st.button("Recommended for You", icon=":material/arrow_back:", on_click=home, type="tertiary", key="home")
+    photo, text = st.columns([2, 3], gap="large")
+    photo.html(f'<div class="shop-big"><img src="{drawing(item)}" alt=""></div>')
+    with text:
+        st.html(f'<div class="shop-big"><div class="shop-note">{escape(category_of(item))}</div><h2>{escape(named(item))}</h2><div class="shop-note">{escape(item_id)}</div>{price_line(item)}</div>')
+        if item["title"] is None and item["category"] is None: st.caption("The catalogue does not know this item.")
+        with st.container(horizontal=True):
+            st.button("Add to cart", icon=":material/add_shopping_cart:", key="add", disabled=not in_stock(item), on_click=add, args=(visit, item))
+            st.button("Buy now", icon=":material/shopping_bag:", key="buy", type="primary", disabled=not in_stock(item), on_click=buy, args=(visit, item))
+        if not in_stock(item): st.caption("Sold out, as the newest catalogue in the lake has it. The endpoint goes by what it was told (`PUT /items/v1`) or by its last model, so a list may still show it.")
+        came = visit.came.get(item_id)
+        st.caption(f"You came here from “{SHELVES[came.surface][0]}”: what you do with it is credited to that list." if came else "You came here by a link, so no list gets the credit.")
+        if came and visit.user_id: st.button("Why was it on that list?", icon=":material/psychology_alt:", key="why-item", type="tertiary", on_click=take_apart, args=(visit, came, item_id))
+    put_up(visit, "similar", [item_id], BESIDE)
+    put_up(visit, "bought_together", list(visit.cart) or [item_id], BESIDE)
+
+def add(visit: Visit, item: dict) -> None:
+    visit.cart[item["item_id"]] = visit.cart.get(item["item_id"], 0) + 1
+    visit.do("addtocart", {item["item_id"]: 1}, {item["item_id"]: paid(item)})
+
+def buy(visit: Visit, item: dict) -> None: visit.buys({item["item_id"]: 1}, {item["item_id"]: paid(item)})
+
+# ---- the past -----------------------------------------------------------------------------------------------------
+
+def counted(n: int, what: str) -> str: return f"{n:,} {what}{'s' if n != 1 else ''}"
+
+def past(visit: Visit) -> None:
+    "What was done in this visit, and what the lake has of the shopper."
+    mine = pl.DataFrame(visit.done, schema={"event_id": pl.String, "ts": pl.Int64, "event": pl.String, "item_id": pl.String, "price": pl.Float64})
+    mine = mine.reverse().with_columns(pl.col("ts").cast(pl.Datetime("ms", "UTC")), where=pl.lit("now"))
+    try: stored = read("interactions", latest_of, visit.user_id) if visit.user_id else mine.drop("where").clear()
+    except LakeError: stored = mine.drop("where").clear()
+    stored = stored.with_columns(pl.col("event").cast(pl.String), where=pl.lit("before")).join(mine.select("event_id"), on="event_id", how="anti", maintain_order="left")
+    with st.expander(f"What this shopper did ({counted(mine.height + stored.height, 'event')})" if visit.user_id else f"What was done in this visit ({counted(mine.height, 'event')})", icon=":material/history:"):
+        if mine.is_empty() and stored.is_empty():
+            st.write("Nothing yet.")
+            return
+        bought = (stored["event"] == "transaction").sum()
+        if stored.height:
+            st.caption(f"Before this visit: {counted(stored.height, 'event')} since {stored['ts'].min():%d %b %Y}, {counted(bought, 'purchase')}" + (f"; the newest {PAST} are shown. " if stored.height > PAST else ". ")
+                       + "Events of this visit come into the lake through `python -m app.consumer`; the endpoint knows them at once.")
+        both = pl.concat([mine, stored.head(PAST).cast({"ts": pl.Datetime("ms", "UTC")})], how="diagonal_relaxed")
+        items = described(both["item_id"].unique().to_list()).select("item_id", "title", "category")
+        table = both.join(items, on="item_id", how="left", maintain_order="left").select(
+            pl.coalesce("title", "Item " + pl.col("item_id")).alias("Item"), pl.col("event").replace(DOING).alias("Did"), pl.col("where").replace({"now": "this visit", "before": "before"}).alias("When"),
+            pl.col("ts").alias("Time (UTC)"), pl.col("category").alias("Category"), pl.col("price").alias("Price"))
+        st.dataframe(table, hide_index=True, width="stretch", alt="What the shopper did, newest first", column_config={
+            "Time (UTC)": st.column_config.DatetimeColumn(format="D MMM, HH:mm:ss", timezone="UTC"), "Price": st.column_config.NumberColumn(format="%.2f")})
+
+# ---- the page -----------------------------------------------------------------------------------------------------
+
+def notices(visit: Visit) -> None:
+    "What has to be said before anything else."
+    if visit.bought:
+        st.success(visit.bought, icon=":material/check_circle:")
+        visit.bought = ""
+    if visit.trouble:
+        waits = f"{counted(len(visit.unsent), 'event')} wait to be sent with the next one." if visit.unsent else "It was not kept."
+        st.warning(f"The endpoint did not take what you did: {plain(visit.trouble)} {waits}", icon=":material/sync_problem:")
+
+def keyless() -> None:
+    "Why there are no reasons, said once."
+    if st.session_state.get("no_reasons") and not st.session_state.get("no_reasons_said"):
+        st.session_state["no_reasons_said"] = True
+        st.info("Reasons under the items need an admin's key of the endpoint: `RECO_APP_KEY`.", icon=":material/key:")
 
 def page() -> None:
     "The page, top to bottom."
-    settings = load_settings()
-    lake = open_lake(settings)
-    st.header("Recommendations")
-    try: known = active_users(lake, str(lake.root))
-    except LakeError:
-        known = []
-        st.warning("The lake is empty. `make demo` makes a simulated shop and does the rest; with files of your own: "
-                   "`make ingest`, `make train`, `make serve`.")
-    user_id, k = pick(known)
-    if not user_id.strip():
-        st.info("Type an id: every shopper gets an answer, known or not.")
-        return
-    show_recommendations(lake, endpoint(reach(settings.serving.host, settings.serving.port)), user_id, k)
-    if known: show_history(lake, user_id)
+    if st.session_state.pop("to_why", False): st.switch_page("app_pages/why.py")
+    lead("Be any shopper. What you click, put in the cart and buy here are real events, and the very next list knows them.")
+    st.html(STYLE)
+    active = active_shoppers()
+    visit = present(list(active))
+    if not active:
+        nothing_yet("The lake has no events yet, so there are no known shoppers to be. Somebody new gets what is popular.",
+                    "`make demo` simulates a shop and trains on it", "with data of your own: `make ingest`, `make train`, `make serve`")
+    pick(visit, active)
+    item = st.query_params.get("item", "")[:MAX_ID]
+    try:
+        if item != visit.open:
+            visit.open = item
+            if item: visit.opens(item, paid(described([item]).to_dicts()[0]))
+        notices(visit)
+        if item: item_page(visit, item)
+        else:
+            put_up(visit, "for_you", [], HOME)
+            if visit.cart: put_up(visit, "bought_together", list(visit.cart), BESIDE)
+        keyless()
+    except EndpointError as e: endpoint_down(e)
+    past(visit)
 
-if __name__ == "__main__": page() # which is how Streamlit runs a page
+if __name__ == "__main__": shown("Shop", page)
