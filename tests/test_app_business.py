@@ -177,6 +177,21 @@ def test_headline_figures_are_recounted_and_held_beside_the_days_before(page, ma
     assert ctr["Interval from"] == pytest.approx(now["CTR_low"]) and ctr["Interval to"] == pytest.approx(now["CTR_high"]) and ctr["Change from"] < ctr["Change"] < ctr["Change to"]
     assert "8 – 14 May" not in said(test) and f"{span.since:%-d} – {span.until:%-d %b}" in said(test) and metric(test, "Back after 7 days").value.endswith("%")
 
+def test_many_exposures_are_shown_before_they_are_recounted(page):
+    "Figures stand there at once, without intervals; those come when the rest is drawn, and nobody waits for them twice."
+    page() # so that the settings are those of the books
+    source = PAGE.read_text()
+    noted = "def headline(*a, quickly=False):\n    st.session_state.setdefault('order', []).append(quickly)\n    _headline(*a, quickly=quickly)\n\ndef _headline("
+    for old, new in (("QUICK = 100_000", "QUICK = 10"), ("def headline(", noted), ('if __name__ == "__main__": ', "")):
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    test = AppTest.from_string(source, default_timeout=60)
+    test.query_params["range"] = "7 days"
+    test.run()
+    assert not test.exception and test.session_state["order"] == [True, False] and len(test.metric) == 8 and "being counted" not in said(test)
+    test.run()
+    assert test.session_state["order"] == [True, False, False]
+
 def test_a_part_of_the_lists_is_shown_alone(page, made):
     test = page(range="7 days")
     test.selectbox(key="whose").set_value(("surface", "for_you")).run()

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from bundles import days_before
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from shop_floor import listening
 from streamlit.testing.v1 import AppTest
-from test_app import listening
 
 from app import following, retraining
 from app.client import Client

@@ -28,6 +28,7 @@ from reco.data.storage import LakeError
 
 RANGES = {"1 day": 1, "3 days": 3, "7 days": 7, "14 days": 14, "28 days": 28, "Choose": 0}
 HOW = ("`make kpis` counts the days (daily at 3:00 in production)", "lists come from the endpoint (`make serve`) through `python -m app.consumer`", "`make demo` fills everything with a simulated shop")
+QUICK = 100_000 # exposures that are recounted within half a second
 TABS = ["Day by day", "Who and where", "Loyalty", "Variety", "Experiments"]
 
 # ---- what is looked at ----------------------------------------------------------------------------------------------
@@ -75,11 +76,12 @@ def figures_of(
     mine: pl.DataFrame,  # the table, of what is looked at
     span: Span,
     dimension: str, value: str,
+    quickly: bool,       # sums alone will do for now
 ) -> tuple[dict, dict|None, str]: # a row of these days, of the days before (None: not all there), and why there are no intervals (empty: there are)
     "Figures with intervals where they can be recounted, else sums of the table."
     there = lambda s: every.filter(s.of()).height == s.length and mine.filter(s.of()).height > 0
     spans = [span, *([span.before] if there(span.before) else [])]
-    why = recountable(every, *spans)
+    why = "they are being counted" if quickly else recountable(every, *spans)
     if not why and not every.filter(span.of())["complete"].all(): why = "days that are not complete are shown as they were counted last"
     rows = []
     for s in spans:
@@ -117,9 +119,10 @@ def headline(
     retention: pl.DataFrame|None,
     span: Span,
     dimension: str, value: str,
+    quickly: bool = False, # as for `figures_of`
 ) -> None:
     "The figures that a shop is run by."
-    now, before, why = figures_of(every, mine, span, dimension, value)
+    now, before, why = figures_of(every, mine, span, dimension, value, quickly)
     changes = [(f, changed(f.name, now, before)) for f in (*FIGURES.values(), SHOWN)]
     in_time = mine.filter(span.of() | span.before.of()).sort("day")
     lines = {f.name: in_time[f.name].drop_nulls().to_list() for f, _ in changes}
@@ -132,6 +135,7 @@ def headline(
     for four in (changes[:4], changes[4:]):
         for place, (f, c) in zip(st.columns(4), four, strict=False):
             with place: tile(f, c, lines.get(f.name, []))
+    if quickly: return st.caption(":material/hourglass: Intervals are being counted …")
     if why: st.caption(f"No intervals here: {why}. The chart below has those of single days.")
     else: st.caption("Grey changes may be chance; coloured ones are beyond it (95% intervals over shoppers; each shopper counts once, however many days they came). The lines are the days before and these days.")
     below(ranges_of(changes), f"headline {span.since} {span.until}", "Intervals and CSV", {c: st.column_config.NumberColumn(format="percent" if c.startswith("Change") else "%.4g") for c in
@@ -270,6 +274,16 @@ def cohort_map(
 
 # ---- the page -------------------------------------------------------------------------------------------------------
 
+def first_time(
+    every: pl.DataFrame, # the table, of dimension ""
+    span: Span,
+) -> bool:
+    "Whether these days are so many exposures that counting them takes a while, and nobody of this session has waited for them yet."
+    seen = st.session_state.setdefault("days seen", set())
+    many = every.filter(span.of() | span.before.of())["exposures"].sum() > QUICK and span not in seen
+    seen.add(span)
+    return many
+
 def page() -> None:
     "The page, top to bottom."
     hours = f"{settings().kpis.window_hours:g} hours"
@@ -285,11 +299,15 @@ def page() -> None:
     with right: dimension, value = whose(kpis)
     said_of_days(every, span)
     mine = kpis.filter(pl.col("dimension") == dimension, pl.col("value") == value)
-    if mine.filter(span.of()).height: headline(every, mine, retention, span, dimension, value)
-    else: nothing_yet("Nothing was counted on these days.", "Choose other days, or another part of the lists", *HOW)
+    place, there = st.empty(), mine.filter(span.of()).height > 0 # the figures come last: what their intervals take, nobody has to wait for
+    if there and first_time(every, span):
+        with place.container(): headline(every, mine, retention, span, dimension, value, quickly=True)
     parts = [lambda: day_by_day(mine, span), lambda: who_and_where(kpis, span), lambda: loyalty(retention), lambda: variety(kept("variety"), span), lambda: (experiments(kept("readouts")), what_ifs(kept("what_ifs")))]
     for tab, part in zip(st.tabs(TABS, key="tab", bind="query-params"), parts, strict=True):
         if tab.open:
             with tab: part()
+    with place.container():
+        if there: headline(every, mine, retention, span, dimension, value)
+        else: nothing_yet("Nothing was counted on these days.", "Choose other days, or another part of the lists", *HOW)
 
 if __name__ == "__main__": shown("Business", page)
