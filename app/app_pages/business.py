@@ -26,7 +26,7 @@ from app.variety import variety
 from app.wording import ABOUT, FIGURES, QUESTIONS, SHOWN, Figure, answer, answers, count, days, percent, plain
 from reco.data.storage import LakeError
 
-RANGES = {"1 day": 1, "3 days": 3, "7 days": 7, "14 days": 14, "28 days": 28, "Choose": 0}
+RANGES, USUAL = (1, 3, 7, 14, 28), 14 # days that can be chosen at once; of the first look, where there are as many before them
 HOW = ("`make kpis` counts the days (daily at 3:00 in production)", "lists come from the endpoint (`make serve`) through `python -m app.consumer`", "`make demo` fills everything with a simulated shop")
 QUICK = 100_000 # exposures that are recounted within half a second
 TABS = ["Day by day", "Who and where", "Loyalty", "Variety", "Experiments"]
@@ -37,11 +37,12 @@ def span_of(
     kpis: pl.DataFrame, # of dimension ""
 ) -> Span:
     "The days to look at: the last complete ones, or any."
-    last, whole = last_complete(kpis) or kpis["day"].max(), kpis.filter("complete").height
-    usual = next((r for r in ("14 days", "7 days", "3 days") if 2*RANGES[r] <= whole), "1 day") # the longest that has as many days before it
-    asked = st.segmented_control("Days", list(RANGES), default=usual, required=True, key="range", bind="query-params", wrap=True,
+    last = last_complete(kpis) or kpis["day"].max()
+    usual = max(min(USUAL, kpis.filter("complete").height//2), 1)
+    names = {count(n, "day"): n for n in sorted({*RANGES, usual})} | {"Choose": 0}
+    asked = st.segmented_control("Days", list(names), default=count(usual, "day"), required=True, key="range", bind="query-params", wrap=True,
                                  help="The last days that are complete: nothing can come of their lists any more. They are held beside as many days before.")
-    if n := RANGES[asked]: return Span(last - timedelta(days=n - 1), last)
+    if n := names[asked]: return Span(last - timedelta(days=n - 1), last)
     first = kpis["day"].min()
     chosen = st.date_input("From – until", (max(first, last - timedelta(days=6)), last), first, kpis["day"].max(), key="span", format="YYYY-MM-DD")
     return Span(chosen[0], chosen[-1]) if chosen else Span(last, last) # one alone while the second is still being picked
@@ -61,10 +62,9 @@ def said_of_days(
 ) -> None:
     "Which days these are, which are not there, and which are not complete."
     mine, before = kpis.filter(span.of()), kpis.filter(span.before.of())
-    told = [f"**{days(*span)}** (UTC)" + (f", beside {days(*span.before)}" if before.height else "")]
+    told = [f"**{days(*span)}** (UTC)" + (f", beside {days(*span.before)}" if before.height == span.length else "")]
     if missing := span.length - mine.height: told.append(f"{count(missing, 'day')} of them {'has' if missing == 1 else 'have'} no count: nothing was shown, or `make kpis` did not run")
-    if 0 < before.height < span.length: told.append(f"of the days before {count(span.length - before.height, 'is', 'are')} not counted, so there is no comparison")
-    if not before.height: told.append("nothing was counted in as many days before, so there is no comparison")
+    if before.height < span.length: told.append(f"There is nothing to compare with: {f'{before.height} of the' if before.height else 'none of the'} {count(span.length, 'day')} before {'is' if before.height < 2 else 'are'} counted")
     if partly := mine.filter(~pl.col("complete")).height: told.append(f":material/hourglass: {count(partly, 'of these days is', 'of these days are')} not complete: purchases may still come in")
     if lacking := int(mine["unpriced"].sum()): told.append(f"{count(lacking, 'purchase has', 'purchases have')} no price and {'is' if lacking == 1 else 'are'} missing in the revenue")
     st.caption(". ".join(told) + ".")
