@@ -1,7 +1,7 @@
 """Some days of shoppers who are shown lists: `python -m app.traffic`, once a simulated shop (`generate_shop.py --later DAYS`) has a served model.
 
 Every visit of the days that the model has not seen asks for lists (the home page, pages of items, the cart), and its shopper clicks and buys what appeals
-(`reco.data.shoppers`). All of it goes the way that real traffic goes: variants of `[experiments]`, serve log and events over the bus, consumer, lake. Run again it
+(`reco.data.shoppers`); the shop says what is new, reduced or sold out. All of it goes the way that real traffic goes: variants of `[experiments]`, serve log and events over the bus, consumer, lake. Run again it
 goes on where it was. It is for demonstrations; nothing about real shoppers follows from it.
 """
 import argparse
@@ -28,6 +28,7 @@ from reco.data.shoppers import appeal, reactions, requests_of
 from reco.data.stream import BusError
 from reco.experiments.assignment import ExperimentError
 from reco.features.store import StoreError
+from reco.online import online_of
 from reco.pipeline import RecommendationRequest
 from reco.published import champion_name
 from reco.settings import Settings, SettingsError, load_settings
@@ -48,6 +49,7 @@ class Days:
     trends: pl.DataFrame
     complements: pl.DataFrame
     items: pl.DataFrame       # item_id, category_id, price: as they stand at the end
+    changes: pl.DataFrame     # CATALOG rows of these days, by valid_from
 
     @property
     def begin(self) -> datetime: return self.events["ts"].min().replace(minute=0, second=0, microsecond=0)
@@ -65,8 +67,9 @@ def days_of(
             raise TrafficError(f"{folder/name}.parquet is missing: `python data/generators/generate_shop.py --later 10` makes a shop with days that are still to happen")
     found = {n: pl.read_parquet(folder/f"{name}.parquet") for n, name in names.items()}
     newest = found["items"].sort("valid_from").unique("item_id", keep="last")
+    changes = found["items"].filter(pl.col("valid_from") >= found["events"]["ts"].min().replace(hour=0, minute=0, second=0, microsecond=0)).sort("valid_from", "item_id")
     found["items"] = newest.select("item_id", "category_id", price=pl.col("price")*(1 - pl.col("discount").fill_null(0)))
-    return Days(**found | {"events": found["events"].sort("ts", "event_id")})
+    return Days(**found | {"events": found["events"].sort("ts", "event_id"), "changes": changes})
 
 def in_cents(
     events: pl.DataFrame,             # INTERACTIONS
@@ -92,6 +95,7 @@ def replica_of(
     made.experimenting = Experimenting(settings, lambda: made.bundle, load_bundle, made.meter.without_variant.inc)
     made.experimenting.begin(root)
     made.try_out(made.bundle)
+    online_of(made.bundle, made.store).background = False # an hour passes in no time here: what the shop said must be known in the next list
     return made
 
 def answered(
@@ -123,6 +127,15 @@ def sent(
     rows = events.with_columns(pl.col("ts").dt.epoch("ms"), pl.col("event").cast(pl.String))
     return sum(replica.take(part.to_dicts()) for part in rows.iter_slices(TAKEN))
 
+SPOKEN = "title", "description", "category_id", "category_path", "brand", "price", "discount", "available" # of an item, as `PUT /items/v1` has them
+
+def said(
+    replica: Replica,
+    changes: pl.DataFrame, # CATALOG
+) -> None:
+    "The shop speaks of its items, as over `PUT /items/v1`: what is sold out goes from the lists, what is new comes."
+    for row in changes.iter_rows(named=True): replica.put_item(row["item_id"], {n: row[n] for n in SPOKEN if row[n] is not None})
+
 def happen(
     replica: Replica,
     days: Days,
@@ -136,6 +149,7 @@ def happen(
     asked, later, lists, events = requests_of(days.events, MARK, seed), days.events.clear(), 0, 0
     for begin, until in hours(since, days.end + timedelta(hours=1)):
         now = pl.col("ts").is_between(begin, until, closed="left")
+        said(replica, days.changes.filter(pl.col("valid_from").is_between(begin, until, closed="left")))
         shown = answered(replica, asked.filter(now))
         chance = appeal(shown, days.items.select("item_id", "category_id"), days.tastes, days.trends, days.complements)
         did = reactions(shown, chance, days.items.select("item_id", "price"), MARK, np.random.default_rng([seed, int(begin.timestamp())]))

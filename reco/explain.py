@@ -166,9 +166,10 @@ class Facts:
         return set(self.a.h.event[self.a.h.item == item].tolist())
 
     def category(self, i:int)->str: # "" where unknown
-        "Its category by name."
-        code = self.bundle.moment.state.category[self.items[i]]
-        return str(self.bundle.reranker.compiled.at.names["category"][code]) if code >= 0 else ""
+        "What its category is called: the last step of its path, or the shop's own id where the catalogue has no paths."
+        at, item = self.bundle.reranker.compiled.at, self.items[i]
+        if (path := at.codes["path"][item]) >= 0: return str(at.names["path"][path]).rpartition(" / ")[2]
+        return str(at.names["category"][code]) if (code := at.codes["category"][item]) >= 0 else ""
 
     def id(self, item:int)->str: return self.bundle.ids.external(np.array([item]))[0]
 

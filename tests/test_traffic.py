@@ -28,6 +28,14 @@ def test_clicks_name_the_list_that_showed_the_item(world):
     assert clicks.height > 100 and matched.height == clicks.height and (matched["ts"] > matched["shown"]).all()
 
 
+def test_what_the_shop_says_is_sold_out_is_not_shown(world):
+    """From the hour in which it says so until it says otherwise."""
+    stock = world.sim.catalog.select("item_id", "available", since="valid_from").sort("since")
+    shown = table(world, "exposures").select("item_id", "ts", "surface").sort("ts").join_asof(stock, left_on="ts", right_on="since", by="item_id", check_sortedness=False)
+    said = pl.col("since") >= world.begin # what was so before, the bundle knows by its own catalogue
+    assert stock.filter(said, ~pl.col("available")).height > 5 and shown.filter(said, ~pl.col("available")).is_empty(), shown.filter(said, ~pl.col("available"))
+
+
 def test_it_goes_on_where_it_was_and_ends(world):
     before = table(world, "exposures").height, table(world, "interactions").height
     said = traffic(world.root, "--cents-from", str(CENTS_FROM))
