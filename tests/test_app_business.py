@@ -206,6 +206,9 @@ def test_days_that_are_not_complete_are_marked_and_left_out(page, made):
     test = page(range="7 days")
     open_days = made[2]["kpis"].filter(pl.col("dimension") == "", ~pl.col("complete")).height
     assert open_days == 3 and f"Hollow points: {open_days} days not complete yet" in said(test)
+    whole = made[2]["kpis"].filter(pl.col("dimension") == "", "complete").height
+    assert f"There is nothing to compare with: {whole - 14} of the 14 days before are counted" in said(page(range="14 days")) and "nothing to compare" not in said(test)
+    assert f"{whole//2} days" in page().segmented_control(key="range").value
     chosen = page(range="Choose")
     chosen.date_input(key="span").set_value((date(2026, 5, 15), date(2026, 5, 20))).run()
     assert not chosen.exception and "of these days are not complete" in said(chosen) and "No intervals here" in said(chosen)
