@@ -7,6 +7,7 @@ import streamlit as st
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC3311", "#AA4499", "#56B4E9", "#E69F00"
 COLOURS = [BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, RED]
+GREY = "#808080" # of a line that has to be seen on white and on black
 HEIGHT = 260 # of a chart, px
 
 def drawn(
@@ -33,7 +34,7 @@ def over_days(
     "A value by day, with its interval where there is one."
     scale, several = alt.Scale(zero=zero), "name" in frame.columns
     colour = alt.Color("name:N", title=None, scale=alt.Scale(range=COLOURS), legend=alt.Legend(orient="bottom")) if several else alt.value(BLUE)
-    base = alt.Chart(frame).encode(x=alt.X("day:T", title="day (UTC)", axis=alt.Axis(format="%-d %b", labelOverlap=True, tickMinStep=86_400_000)))
+    base = alt.Chart(frame).encode(x=alt.X("day:T", title="day (UTC)", axis=alt.Axis(format="%-d %b", labelOverlap=True, tickCount="day")))
     tip = ["day:T", *(["name:N"] if several else []), alt.Tooltip("y:Q", title=y, format=fmt),
            *([alt.Tooltip("low:Q", format=fmt), alt.Tooltip("high:Q", format=fmt)] if "low" in frame.columns else [])]
     parts = [base.mark_line(point=True).encode(y=alt.Y("y:Q", title=y, scale=scale, axis=alt.Axis(format=fmt)), color=colour, tooltip=tip)]
@@ -53,9 +54,9 @@ def bars(
     y = alt.Y("name:N", title=None, sort=order, axis=alt.Axis(labelLimit=260))
     tip = ["name:N", *(["part:N"] if part else []), alt.Tooltip("x:Q", title=x, format=fmt)]
     colour = alt.Color("part:N", title=None, scale=alt.Scale(range=colours), legend=alt.Legend(orient="bottom")) if part else alt.value(BLUE)
-    bar = alt.Chart(frame).mark_bar().encode(y=y, x=alt.X("x:Q", title=x, scale=alt.Scale(zero=True), axis=alt.Axis(format=fmt)), color=colour, tooltip=tip)
+    bar = alt.Chart(frame).mark_bar().encode(y=y, x=alt.X("x:Q", title=x, scale=alt.Scale(zero=True), axis=alt.Axis(format=fmt, tickCount=6)), color=colour, tooltip=tip)
     if "low" not in frame.columns: return alt.layer(bar).properties(height=alt.Step(24))
-    whisker = alt.Chart(frame).mark_rule(strokeWidth=2).encode(y=y, x="low:Q", x2="high:Q")
+    whisker = alt.Chart(frame).mark_rule(strokeWidth=2.5, color=ORANGE).encode(y=y, x="low:Q", x2="high:Q")
     return alt.layer(bar, whisker).properties(height=alt.Step(24))
 
 def intervals(
@@ -67,9 +68,9 @@ def intervals(
     "Differences with their intervals, beside the line of no difference."
     y = alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=260))
     colour = alt.Color("colour:N", title=None, scale=alt.Scale(domain=list(meaning), range=list(meaning.values())), legend=alt.Legend(orient="bottom")) if meaning else alt.value(BLUE)
-    base, axis = alt.Chart(frame), alt.Axis(format=fmt)
+    base, axis = alt.Chart(frame), alt.Axis(format=fmt, tickCount=7)
     tip = ["name:N", *(alt.Tooltip(f"{c}:Q", format=fmt) for c in ("x", "low", "high"))]
-    zero = alt.Chart(pl.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[5, 4]).encode(x="x:Q")
+    zero = alt.Chart(pl.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[5, 4], color=GREY).encode(x="x:Q")
     return alt.layer(zero, base.mark_rule(strokeWidth=3).encode(y=y, x=alt.X("low:Q", title=x, axis=axis), x2="high:Q", color=colour, tooltip=tip),
                      base.mark_point(filled=True, size=90).encode(y=y, x=alt.X("x:Q", title=x, axis=axis), color=colour, tooltip=tip)).properties(height=alt.Step(30))
 

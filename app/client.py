@@ -186,6 +186,10 @@ class Client:
         "The endpoint's figures."
         return self._answer("GET", "/metrics").text
 
+    def bundle(self) -> dict: # id, moment, versions, metrics
+        "What is served, from its manifest; raises `NotAllowed` without an admin's key, where keys are set."
+        return self._json("GET", "/v1/bundle")[0]
+
     def rollback(self, who: str = "", why: str = "") -> dict: # bundle_id, before, at, who, why, back
         "Serve what was published before; raises `RequestRefused` when there is nothing, `NotAllowed` without an admin's key."
         return self._json("POST", "/v1/bundle/rollback", {"who": who, "why": why}, again=False)[0]

@@ -8,8 +8,8 @@ from streamlit import runtime
 
 from reco.settings import SettingsError, load_settings
 
-PAGES = [("shop", "Shop", "storefront"), ("why", "Why", "psychology_alt"), ("quality", "Quality", "verified"),
-         ("data", "Data", "database")] # file in app_pages/, title, icon; the first is where one arrives
+PAGES = [("shop", "Shop", "storefront"), ("why", "Why", "psychology_alt"), ("quality", "Quality", "verified"), ("business", "Business", "trending_up"),
+         ("monitoring", "Monitoring", "monitor_heart"), ("data", "Data", "database")] # file in app_pages/, title, icon; the first is where one arrives
 
 def show() -> None:
     "The navigation and the page that it points to."
