@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1])) # for `app`, which is no installed package
 
-from app.data.dictionary import GROUPS, PAST, SOURCES, dictionary, of_surfaces
+from app.parts.data.dictionary import GROUPS, PAST, SOURCES, dictionary, of_surfaces
 from reco.settings import Settings
 
 PAGE = Path(__file__).resolve().with_name("features.md")

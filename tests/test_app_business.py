@@ -11,10 +11,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from test_days import START, at, traffic
 
-from app.earned import SUMS, Span, added, changed, returned, weekly
+from app.parts.business.earned import SUMS, Span, added, changed, returned, weekly
+from app.parts.business.tables import csv
+from app.parts.wording import FIGURES, QUESTIONS, answer, plain
 from app.ports import free_port, port_free
-from app.tables import csv
-from app.wording import FIGURES, QUESTIONS, answer, plain
 from reco.data.lake import Lake
 from reco.experiments.assignment import Experiment as Trial
 from reco.experiments.assignment import Experiments, Variant
@@ -113,7 +113,7 @@ def page(monkeypatch: pytest.MonkeyPatch, folder: Path):
     "The page on the books, or on others."
     def open_page(root: Path = folder, tab: str = "", **query: str) -> AppTest:
         monkeypatch.setenv("RECO_SETTINGS", str(root/"settings.ini"))
-        from app.page import settings
+        from app.parts.page import settings
         settings.clear()
         test = AppTest.from_file(str(PAGE), default_timeout=60)
         for name, value in (query | ({"tab": tab} if tab else {})).items(): test.query_params[name] = value

@@ -14,11 +14,11 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from app.data import tables
-from app.data.catalogue import ANY, facts, matching, through_time
-from app.data.definitions import CONTRACT, fields, found
-from app.data.dictionary import GROUPS, dictionary, of_surfaces
-from app.data.events import chosen, latest
+from app.parts.data import tables
+from app.parts.data.catalogue import ANY, facts, matching, through_time
+from app.parts.data.definitions import CONTRACT, fields, found
+from app.parts.data.dictionary import GROUPS, dictionary, of_surfaces
+from app.parts.data.events import chosen, latest
 from app.ports import free_port, port_free
 from reco.data.files import read_files
 from reco.data.ingestion import ingest

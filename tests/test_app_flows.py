@@ -6,8 +6,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from worlds import World
 
+from app.parts.wording import count
 from app.ports import free_port
-from app.wording import count
 from reco.data.lake import Lake
 
 PAGES = Path(__file__).resolve().parent.parent/"app"/"app_pages"
@@ -16,7 +16,7 @@ PAGES = Path(__file__).resolve().parent.parent/"app"/"app_pages"
 def page(monkeypatch: pytest.MonkeyPatch, world: World):
     "A page of that shop, without its endpoint."
     def open_page(name: str, **query: str) -> AppTest:
-        from app.page import settings
+        from app.parts.page import settings
         monkeypatch.setenv("RECO_SETTINGS", str(world.root/"settings.ini"))
         monkeypatch.setenv("RECO_SERVING_PORT", str(free_port()))
         settings.clear()

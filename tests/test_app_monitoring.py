@@ -13,16 +13,29 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from shop_floor import listening
 from streamlit.testing.v1 import AppTest
 
-from app import following, retraining
+from app import following
 from app.client import Client
 from app.contract import create_app
-from app.drifting import framed
 from app.keys import load_keys
-from app.live import Look, Looks, between, by, counts_of, looks, proposed, quantile, stages, total, traffic
-from app.operations import entry
+from app.parts.monitoring import retraining
+from app.parts.monitoring.drifting import framed
+from app.parts.monitoring.live import (
+    Look,
+    Looks,
+    between,
+    by,
+    counts_of,
+    looks,
+    proposed,
+    quantile,
+    stages,
+    total,
+    traffic,
+)
+from app.parts.monitoring.operations import entry
+from app.parts.wording import plain
 from app.ports import free_port
 from app.serve import Replica
-from app.wording import plain
 from reco.alerts import Event, tell
 from reco.data.ingestion import ingest
 from reco.data.lake import Lake
@@ -140,7 +153,7 @@ def endpoint(bundle, store) -> Iterator[int]:
 def page(monkeypatch: pytest.MonkeyPatch, folder: Path, request: pytest.FixtureRequest):
     "The page on that shop and the endpoint, or on others; tabs that ask no endpoint need none."
     def open_page(tab: str = "Now", root: Path = folder, port: int|None = None) -> AppTest:
-        from app.page import settings
+        from app.parts.page import settings
         if port is None: port = request.getfixturevalue("endpoint") if tab in ("Now", "Operations") else free_port()
         monkeypatch.setenv("RECO_SETTINGS", str(root/"settings.ini"))
         monkeypatch.setenv("RECO_SERVING_PORT", str(port))
@@ -269,7 +282,7 @@ def served(two, store, tmp_path, monkeypatch) -> Iterator[tuple[Path, Replica, l
     replica.following.end()
 
 def asking(what: str) -> AppTest: # the inside of a dialog: a dialog's own reruns are no runs of the page, which is all that AppTest can do
-    return AppTest.from_string(f"from app.operations import going_back, training_anew\n{what}", default_timeout=60).run()
+    return AppTest.from_string(f"from app.parts.monitoring.operations import going_back, training_anew\n{what}", default_timeout=60).run()
 
 def answered(test: AppTest, who: str, why: str) -> AppTest:
     test.text_input(key="who").set_value(who)

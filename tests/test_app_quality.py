@@ -15,13 +15,13 @@ from shop_floor import listening
 from streamlit.testing.v1 import AppTest
 
 from app.contract import create_app
+from app.parts.quality import kept, trainings
+from app.parts.quality.evaluation import metrics, stages, verdict
+from app.parts.quality.history import guarded, lowered
+from app.parts.quality.terms import GATES, MEASURES, alarm
+from app.parts.quality.variety import points
+from app.parts.quality.verdicts import differences, gates, refusals
 from app.ports import free_port
-from app.quality import kept, trainings
-from app.quality.evaluation import metrics, stages, verdict
-from app.quality.history import guarded, lowered
-from app.quality.terms import GATES, MEASURES, alarm
-from app.quality.variety import points
-from app.quality.verdicts import differences, gates, refusals
 from app.serve import Replica
 from reco.alerts import Event, tell
 from reco.bundle import load_bundle, make_bundle, save_bundle

@@ -11,14 +11,15 @@ import pytest
 from shop_floor import ODD, few_events, listening, open_shop, sleepy, stocked
 from streamlit.testing.v1 import AppTest
 
-import app.page
+import app.parts.page
 from app.client import Client, Recommended, Scored, Why
 from app.keys import load_keys
-from app.pictures import SHAPES, WORDS, picture, shape_of
+from app.parts.shop.pictures import SHAPES, WORDS, picture, shape_of
+from app.parts.shop.storefront import acts, foot, marks, top
+from app.parts.shop.visit import Look
+from app.parts.wording import plain
 from app.ports import free_port
 from app.serve import Replica
-from app.storefront import acts, foot, marks, plain, top
-from app.visit import Look
 from reco.bundle import ModelBundle
 from reco.data.bus import open_codec
 from reco.settings import Serving, Settings
@@ -53,7 +54,7 @@ def page(monkeypatch: pytest.MonkeyPatch, lake: Path, shop: tuple[int, Replica])
     """The page with lake and endpoint, or with others."""
     def open_page(root: Path = lake, port: int = shop[0], key: str = "", **query: str) -> AppTest:
         for name, value in {"RECO_LAKE_ROOT": root, "RECO_SERVING_PORT": port, "RECO_APP_KEY": key}.items(): monkeypatch.setenv(name, str(value))
-        app.page.settings.clear()
+        app.parts.page.settings.clear()
         at = AppTest.from_file(str(APP), default_timeout=60)
         at.query_params.update(query)
         return ran(at.run())
@@ -233,7 +234,7 @@ def test_without_the_endpoint_the_page_says_what_to_start_and_keeps_the_past(pag
 
 
 def test_a_slow_endpoint_is_given_up_on(page, monkeypatch):
-    monkeypatch.setattr("app.page.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("app.parts.page.TIMEOUT_S", 0.3)
     with listening(sleepy(2)) as port: at = page(port=port)
     assert "did not answer within 0.3 s" in at.error[0].value and len(at.dataframe[0].value) == 3
 

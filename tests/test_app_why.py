@@ -10,8 +10,11 @@ import pytest
 from shop_floor import ODD, few_events, listening, stocked
 from streamlit.testing.v1 import AppTest
 
-import app.page
-from app.apart import (
+import app.parts.page
+from app.client import Anatomy, Client, Why
+from app.contract import create_app
+from app.keys import load_keys
+from app.parts.why.apart import (
     MOVED,
     RULES,
     SOURCES,
@@ -26,9 +29,6 @@ from app.apart import (
     verdict,
     waterfall,
 )
-from app.client import Anatomy, Client, Why
-from app.contract import create_app
-from app.keys import load_keys
 from app.ports import free_port
 from app.serve import Replica
 from reco.bundle import ModelBundle
@@ -70,7 +70,7 @@ def page(monkeypatch: pytest.MonkeyPatch, lake: Path, endpoint: int) -> OPEN:
     """The page with lake and endpoint, or with others."""
     def open_page(asked: Asked | None = None, root: Path = lake, port: int = endpoint, key: str = "") -> AppTest:
         for name, value in {"RECO_LAKE_ROOT": root, "RECO_SERVING_PORT": port, "RECO_APP_KEY": key}.items(): monkeypatch.setenv(name, str(value))
-        app.page.settings.clear()
+        app.parts.page.settings.clear()
         at = AppTest.from_file(str(PAGE), default_timeout=60)
         if asked: at.session_state["why"] = asked
         return ran(at.run())

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app import retraining
-from app.retraining import NotBegun, begin, last, log_of, refusal, running, underway
+from app.parts.monitoring import retraining
+from app.parts.monitoring.retraining import NotBegun, begin, last, log_of, refusal, running, underway
 from reco.data.lake import Lake
 from reco.monitoring.history import claim, settle
 from reco.settings import load_settings
@@ -61,7 +61,7 @@ def test_it_outlives_the_app_and_is_seen_by_the_next_one(place):
     settings, _ = place
     stop = settings.root/"stop"
     app = f"""
-from app.retraining import begin
+from app.parts.monitoring.retraining import begin
 from reco.data.lake import open_lake
 from reco.settings import load_settings
 s = load_settings()

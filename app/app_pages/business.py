@@ -5,8 +5,7 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.charts import BLUE, COLOURS, GREY, SKY, bars, drawn, over_days
-from app.earned import (
+from app.parts.business.earned import (
     Change,
     Span,
     added,
@@ -19,11 +18,12 @@ from app.earned import (
     returned,
     weekly,
 )
-from app.page import lead, nothing_yet, settings, shown
-from app.readouts import experiments, what_ifs
-from app.tables import below
-from app.variety import variety
-from app.wording import ABOUT, FIGURES, QUESTIONS, SHOWN, Figure, answer, answers, count, days, percent, plain
+from app.parts.business.readouts import experiments, what_ifs
+from app.parts.business.tables import below
+from app.parts.business.variety import variety
+from app.parts.charts import BLUE, COLOURS, GREY, SKY, bars, drawn, over_days
+from app.parts.page import lead, nothing_yet, settings, shown
+from app.parts.wording import ABOUT, FIGURES, QUESTIONS, SHOWN, Figure, answer, answers, count, days, percent, plain
 from reco.data.storage import LakeError
 
 RANGES, USUAL = (1, 3, 7, 14, 28), 14 # days that can be chosen at once; of the first look, where there are as many before them

@@ -1,11 +1,11 @@
 """What the platform knows: catalogue, events, tables of the lake, what was set aside, what the model sees, what the shop sends."""
 import streamlit as st
 
-from app.data.catalogue import show_catalogue
-from app.data.definitions import show_contract, show_features
-from app.data.events import show_events
-from app.data.tables import show_lake, show_quarantine
-from app.page import lead, shown
+from app.parts.data.catalogue import show_catalogue
+from app.parts.data.definitions import show_contract, show_features
+from app.parts.data.events import show_events
+from app.parts.data.tables import show_lake, show_quarantine
+from app.parts.page import lead, shown
 
 TABS = {"Catalogue": show_catalogue, "Events": show_events, "Lake": show_lake, "Quarantine": show_quarantine, "Features": show_features, "Event contract": show_contract}
 

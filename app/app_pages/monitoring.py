@@ -4,16 +4,16 @@ from datetime import UTC, datetime
 import polars as pl
 import streamlit as st
 
-from app.charts import bars, drawn
 from app.client import EndpointError
-from app.drifting import drift_page
-from app.live import Counts, Traffic, by, proposed, stages, traffic, watched
-from app.live_charts import over_time
-from app.operations import happened, operations
-from app.page import address, endpoint, endpoint_down, lead, nothing_yet, shown, since
-from app.tables import below
-from app.validation import validation
-from app.wording import count, ms, percent, plain
+from app.parts.business.tables import below
+from app.parts.charts import bars, drawn
+from app.parts.monitoring.drifting import drift_page
+from app.parts.monitoring.live import Counts, Traffic, by, proposed, stages, traffic, watched
+from app.parts.monitoring.live_charts import over_time
+from app.parts.monitoring.operations import happened, operations
+from app.parts.monitoring.validation import validation
+from app.parts.page import address, endpoint, endpoint_down, lead, nothing_yet, shown, since
+from app.parts.wording import count, ms, percent, plain
 
 EVERY_S, MINUTE = 3.0, 60.0 # between two looks; what is called now
 TABS = ["Now", "Drift and retraining", "Incoming data", "What happened", "Operations"]

@@ -4,13 +4,13 @@ from html import escape
 import streamlit as st
 
 from app.client import EndpointError
-from app.page import endpoint, lead, nothing_yet, shown, since
-from app.quality import kept
-from app.quality.evaluation import metrics, show_evaluation
-from app.quality.history import show_card, show_published
-from app.quality.trainings import moment
-from app.quality.variety import show_variety
-from app.quality.verdicts import gates, show_gates
+from app.parts.page import endpoint, lead, nothing_yet, shown, since
+from app.parts.quality import kept
+from app.parts.quality.evaluation import metrics, show_evaluation
+from app.parts.quality.history import show_card, show_published
+from app.parts.quality.trainings import moment
+from app.parts.quality.variety import show_variety
+from app.parts.quality.verdicts import gates, show_gates
 
 TABS = ["How good", "Variety", "Gates", "History", "Model card"]
 

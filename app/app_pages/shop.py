@@ -5,11 +5,12 @@ from html import escape
 import polars as pl
 import streamlit as st
 
-from app.apart import Asked
 from app.client import EndpointError
-from app.page import described, endpoint_down, lead, nothing_yet, read, shown
-from app.storefront import STYLE, category_of, drawing, in_stock, named, paid, plain, price_line, shelf
-from app.visit import DOING, KINDS, Came, Visit, enter, present
+from app.parts.page import described, endpoint_down, lead, nothing_yet, read, shown
+from app.parts.shop.storefront import STYLE, category_of, drawing, in_stock, named, paid, price_line, shelf
+from app.parts.shop.visit import DOING, KINDS, Came, Visit, enter, present
+from app.parts.why.apart import Asked
+from app.parts.wording import plain
 from reco.data.lake import LakeError
 
 SHOPPERS, PAST = 200, 50 # in the list to pick from; events in the history

@@ -4,7 +4,12 @@ from html import escape
 import polars as pl
 import streamlit as st
 
-from app.apart import (
+from app.client import Anatomy, NotAllowed, Scored
+from app.parts.charts import BLUE, bars, drawn
+from app.parts.page import address, described, endpoint, lead, nothing_yet, read, shown
+from app.parts.shop.storefront import capital, drawing, named
+from app.parts.shop.visit import DOING, Visit
+from app.parts.why.apart import (
     MOVED,
     NOTES,
     RULES,
@@ -20,11 +25,7 @@ from app.apart import (
     verdict,
     waterfall,
 )
-from app.charts import BLUE, bars, drawn
-from app.client import Anatomy, NotAllowed, Scored
-from app.page import address, described, endpoint, lead, nothing_yet, read, shown
-from app.storefront import capital, drawing, named, plain
-from app.visit import DOING, Visit
+from app.parts.wording import plain
 from reco.data.lake import LakeError
 
 SHOPPERS = 200

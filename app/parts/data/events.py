@@ -5,8 +5,8 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.charts import BLUE, GREEN, HEIGHT, ORANGE, PURPLE, SKY, drawn
-from app.page import described, nothing_yet, read, tables
+from app.parts.charts import BLUE, GREEN, HEIGHT, ORANGE, PURPLE, SKY, drawn
+from app.parts.page import described, nothing_yet, read, tables
 from reco.schemas import EVENTS
 
 DID = {"impression": "shown", "click": "clicked", "view": "viewed", "addtocart": "put in the cart", "transaction": "bought"}

@@ -4,10 +4,10 @@ import json
 import polars as pl
 import streamlit as st
 
-from app.charts import bars, drawn
-from app.page import nothing_yet, read, settings, since, tables
-from app.tables import below
-from app.wording import count, percent, plain
+from app.parts.business.tables import below
+from app.parts.charts import bars, drawn
+from app.parts.page import nothing_yet, read, settings, since, tables
+from app.parts.wording import count, percent, plain
 
 HOW = "`make ingest` takes a batch into the lake, or refuses it"
 LAST, SHOWN = 30, 12 # batches in the table; in the chart

@@ -6,13 +6,13 @@ from pathlib import Path
 import polars as pl
 import streamlit as st
 
-from app.data.dictionary import dictionary, of_surfaces
-from app.page import address, nothing_yet, settings
-from app.quality.terms import SURFACES as NAMES
+from app.parts.data.dictionary import dictionary, of_surfaces
+from app.parts.page import address, nothing_yet, settings
+from app.parts.quality.terms import SURFACES as NAMES
 from reco.data.quality import interaction_rules
 from reco.schemas import SURFACES
 
-CONTRACT = Path(__file__).resolve().parents[2]/"data"/"schema"/"user_event.avsc"
+CONTRACT = Path(__file__).resolve().parents[3]/"data"/"schema"/"user_event.avsc"
 
 # ---- features ------------------------------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.charts import BLUE, ORANGE, SKY, drawn
-from app.page import nothing_yet
-from app.quality.terms import MEASURES, OF_SLICES, PIPELINE, SLICES, SOURCES, SURFACES
+from app.parts.charts import BLUE, ORANGE, SKY, drawn
+from app.parts.page import nothing_yet
+from app.parts.quality.terms import MEASURES, OF_SLICES, PIPELINE, SLICES, SOURCES, SURFACES
 
 OURS, POPULAR, OTHER = PIPELINE, "popularity", "one source alone"
 COLOUR = alt.Color("kind:N", scale=alt.Scale(domain=[OURS, OTHER, POPULAR], range=[BLUE, SKY, ORANGE]), legend=None) # the names beside the bars say it

@@ -12,13 +12,14 @@ ABOUT = {"surface": "Where in the shop the list stood.", "source": "Which part o
          "variant": "What the shopper was shown as part of an experiment; “none” took part in no experiment.",
          "segment": "What was known of the shopper at that moment.", "bundle": "The trained model that made the list.", "rank": "1 is the first item of the list."}
 
-MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~$:&@])")
+MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$~^&=@])")
 
 def plain(
     text: object,
 ) -> str: # that Markdown shows as it is
-    "Text of a shop, a file or a person, in which nothing is markup."
-    return MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+    "Text of a shop, a file or a person, on one line: no markup, no icon and no colour comes of it."
+    line = MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+    return re.sub(r":(?=\w)", "\\:\u2060", line) # a word joiner, of no width, ends :names: of icons
 
 WORDS = {"surface": SURFACES, "segment": SEGMENTS}
 

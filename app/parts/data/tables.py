@@ -6,8 +6,8 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.charts import HEIGHT, ORANGE, bars, drawn
-from app.page import TTL_S, lake, nothing_yet, read, settings, tables
+from app.parts.charts import HEIGHT, ORANGE, bars, drawn
+from app.parts.page import TTL_S, lake, nothing_yet, read, settings, tables
 from reco.data.lake import Lake
 from reco.data.quality import given_of
 from reco.data.storage import ident, opened, parts

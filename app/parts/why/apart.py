@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import altair as alt
 import polars as pl
 
-from app.charts import BLUE, GREEN, ORANGE, PURPLE, RED
 from app.client import Why
+from app.parts.charts import BLUE, GREEN, ORANGE, PURPLE, RED
 
 
 @dataclass(frozen=True)

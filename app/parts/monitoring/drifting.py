@@ -6,10 +6,10 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.charts import drawn, over_days
-from app.page import lake, nothing_yet, read, settings, tables
-from app.tables import below
-from app.wording import count, day, percent, plain
+from app.parts.business.tables import below
+from app.parts.charts import drawn, over_days
+from app.parts.page import lake, nothing_yet, read, settings, tables
+from app.parts.wording import count, day, percent, plain
 
 HOW = "`make monitor` compares the last days with what the model learned from (in production it follows each ingestion)"
 TABLES = {"events": "what shoppers do", "shoppers": "who the shoppers are", "visits": "how visits go", "catalog": "the catalogue", "rows": "what the ranker is told", "scores": "scores", "lists": "the lists", "served": "what was served"}

@@ -7,9 +7,9 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.charts import BLUE, HEIGHT, RED, drawn
-from app.data.events import DID, by_day, counted, span
-from app.page import catalog, nothing_yet, read, tables
+from app.parts.charts import BLUE, HEIGHT, RED, drawn
+from app.parts.data.events import DID, by_day, counted, span
+from app.parts.page import catalog, nothing_yet, read, tables
 
 LISTED = 200 # items in the table
 ANY = "all categories"

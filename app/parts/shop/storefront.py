@@ -1,14 +1,14 @@
 """How the shop looks: product cards with what changed on them, shelves of cards, the sign of an item's page."""
-import re
 from collections.abc import Callable
 from html import escape
 
 import streamlit as st
 
 from app.client import Recommended, Scored
-from app.page import described
-from app.pictures import picture
-from app.visit import Look, Visit
+from app.parts.page import described
+from app.parts.shop.pictures import picture
+from app.parts.shop.visit import Look, Visit
+from app.parts.wording import plain
 
 TITLE_SHOWN = 90 # characters of a title on a card
 
@@ -50,13 +50,6 @@ STYLE = """<style>
 .shop-cart img {width:52px; aspect-ratio:5/4; object-fit:cover; border-radius:6px; flex:none}
 .shop-cart span {flex:1; overflow-wrap:anywhere}
 </style>"""
-
-def plain(
-    text: str,
-) -> str: # Markdown that shows exactly this text, on one line
-    "Titles are data: no markup, no icon and no colour comes of them."
-    line = " ".join(text.split())
-    return re.sub(r":(?=\w)", "\\:\u2060", re.sub(r"([\\`*_{}\[\]()#+\-.!|<>$~^&=])", r"\\\1", line)) # a word joiner, of no width, ends :names: of icons
 
 def named(
     item: dict, # a row of `described`

@@ -7,10 +7,10 @@ import polars as pl
 import streamlit as st
 
 from app.client import Client, EndpointError, NotAllowed
-from app.page import TIMEOUT_S, address, endpoint_down, lake, nothing_yet, settings, since
-from app.retraining import NotBegun, begin, last, refusal
-from app.tables import below
-from app.wording import count, plain
+from app.parts.business.tables import below
+from app.parts.monitoring.retraining import NotBegun, begin, last, refusal
+from app.parts.page import TIMEOUT_S, address, endpoint_down, lake, nothing_yet, settings, since
+from app.parts.wording import count, plain
 from reco.alerts import events
 from reco.data.objects import ObjectError, Objects
 

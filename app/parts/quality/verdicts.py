@@ -4,12 +4,12 @@ import re
 import polars as pl
 import streamlit as st
 
-from app.charts import GREEN, RED, SKY, drawn, intervals
-from app.page import nothing_yet
-from app.quality import kept
-from app.quality.evaluation import number
-from app.quality.terms import GATES, alarm
-from app.quality.trainings import moment
+from app.parts.charts import GREEN, RED, SKY, drawn, intervals
+from app.parts.page import nothing_yet
+from app.parts.quality import kept
+from app.parts.quality.evaluation import number
+from app.parts.quality.terms import GATES, alarm
+from app.parts.quality.trainings import moment
 
 COMPARED = "better than the champion", "ranker no worse", "new users", "cold items", "long tail", "better than popularity"
 FOUND = re.compile(r"([\d.]+) beside ([\d.]+), ([+-][\d.,]+)% to ([+-][\d.,]+)%, ([\d,]+) shoppers") # how `reco.evaluation.gates.Difference` is written down

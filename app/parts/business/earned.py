@@ -6,8 +6,8 @@ from typing import NamedTuple
 import polars as pl
 import streamlit as st
 
-from app.page import lake, read, settings, tables
-from app.wording import FIGURES, Figure
+from app.parts.page import lake, read, settings, tables
+from app.parts.wording import FIGURES, Figure
 
 Z = NormalDist().inv_cdf(0.975) # of the 95% intervals of `kpi_table`
 MOST = 1_500_000                # exposures that are recounted while somebody waits: about five seconds

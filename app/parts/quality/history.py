@@ -5,10 +5,10 @@ import re
 import polars as pl
 import streamlit as st
 
-from app.charts import drawn, over_days
-from app.page import nothing_yet
-from app.quality import kept, trainings
-from app.quality.terms import MEASURES
+from app.parts.charts import drawn, over_days
+from app.parts.page import nothing_yet
+from app.parts.quality import kept, trainings
+from app.parts.quality.terms import MEASURES
 
 # ---- publications --------------------------------------------------------------------------------------------------
 

@@ -4,11 +4,11 @@ from typing import NamedTuple
 import polars as pl
 import streamlit as st
 
-from app.charts import bars, drawn, over_days
-from app.earned import Span
-from app.page import nothing_yet
-from app.tables import below
-from app.wording import QUESTIONS, answers, days, plain
+from app.parts.business.earned import Span
+from app.parts.business.tables import below
+from app.parts.charts import bars, drawn, over_days
+from app.parts.page import nothing_yet
+from app.parts.wording import QUESTIONS, answers, days, plain
 
 
 class Measure(NamedTuple):

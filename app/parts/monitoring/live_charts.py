@@ -5,9 +5,9 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.charts import BLUE, HEIGHT, ORANGE, drawn
-from app.live import Traffic
-from app.wording import ms
+from app.parts.charts import BLUE, HEIGHT, ORANGE, drawn
+from app.parts.monitoring.live import Traffic
+from app.parts.wording import ms
 
 
 def over_time(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from app.page import TTL_S, settings
+from app.parts.page import TTL_S, settings
 
 if TYPE_CHECKING: # it brings the sources, which take seconds: only who looks at bundles waits for them, once
     from reco.bundle_store import Root

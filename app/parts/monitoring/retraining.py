@@ -15,7 +15,7 @@ from typing import BinaryIO
 from reco.data.lake import Lake
 from reco.settings import Settings, find_settings
 
-ROOT = Path(__file__).resolve().parent.parent # of the repository
+ROOT = Path(__file__).resolve().parents[3] # of the repository
 COMMAND = sys.executable, "flows/monitor.py", "run"
 LOG = Path(".demo")/"retrain.log" # beside settings.ini
 SHOWN_LINES, TAIL_BYTES = 12, 20_000

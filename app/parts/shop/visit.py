@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import streamlit as st
 
 from app.client import EndpointError, NotAllowed, Recommended, RequestRefused
-from app.page import endpoint
+from app.parts.page import endpoint
 
 KINDS = {"known": "Known shopper", "new": "New shopper", "anonymous": "No id"}
 DOING = {"impression": "saw", "click": "clicked", "view": "viewed", "addtocart": "put in the cart", "transaction": "bought"}

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 import polars as pl
 import streamlit as st
 
-from app.page import settings
-from app.quality import kept
-from app.quality.evaluation import number
-from app.quality.terms import MEASURES
+from app.parts.page import settings
+from app.parts.quality import kept
+from app.parts.quality.evaluation import number
+from app.parts.quality.terms import MEASURES
 
 AT_MOST = 200    # trainings, the latest
 KEPT_S = 300     # an answer of MLflow's is good for so long: trainings are rare

@@ -3,9 +3,9 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.charts import COLOURS, HEIGHT, RED, drawn
-from app.page import nothing_yet
-from app.quality.evaluation import number
+from app.parts.charts import COLOURS, HEIGHT, RED, drawn
+from app.parts.page import nothing_yet
+from app.parts.quality.evaluation import number
 
 MEASURED = {"NDCG@10": "ndcg", "coverage@10": "coverage", "tail@10": "tail_share", "new@10": "new_share", "gini@10": "gini", "lost": "lost"} # as kept → column here
 STRENGTHS = {"diversity": "how much the items of one list differ", "tail": "how much items that everyone would get are held back", "new": "how much new items are lifted",

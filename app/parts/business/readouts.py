@@ -5,10 +5,10 @@ from pathlib import Path
 import polars as pl
 import streamlit as st
 
-from app.charts import BLUE, GREEN, RED, drawn, intervals, over_days
-from app.page import nothing_yet, settings
-from app.tables import below
-from app.wording import day, percent, plain
+from app.parts.business.tables import below
+from app.parts.charts import BLUE, GREEN, RED, drawn, intervals, over_days
+from app.parts.page import nothing_yet, settings
+from app.parts.wording import day, percent, plain
 from reco.experiments.assignment import HOLDOUT, Experiment, ExperimentError, Experiments, Variant, read_experiments
 
 METRICS = {"CTR": "Click rate (CTR)", "CVR": "Conversion (CVR)", "AOV": "Order value (AOV)", "revenue_per_shopper": "Revenue per shopper", "retention_7d": "Back within a week", "preference": "Preferred in drafted lists"}
