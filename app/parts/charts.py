@@ -51,6 +51,7 @@ def bars(
 ) -> alt.LayerChart:
     "A value by name, from zero."
     part = "part" in frame.columns
+    if order == "-x": order = frame.group_by("name", maintain_order=True).agg(pl.col("x").sum()).sort("x", descending=True, maintain_order=True)["name"].to_list() # Vega sorts no layers
     y = alt.Y("name:N", title=None, sort=order, axis=alt.Axis(labelLimit=260))
     tip = ["name:N", *(["part:N"] if part else []), alt.Tooltip("x:Q", title=x, format=fmt)]
     colour = alt.Color("part:N", title=None, scale=alt.Scale(range=colours), legend=alt.Legend(orient="bottom")) if part else alt.value(BLUE)
