@@ -27,7 +27,7 @@ from reco.data.served import lists_section
 from reco.data.shoppers import appeal, reactions, requests_of
 from reco.data.stream import BusError
 from reco.experiments.assignment import ExperimentError
-from reco.features.store import StoreError
+from reco.features.store import StoreError, wait_until_ready
 from reco.online import online_of
 from reco.pipeline import RecommendationRequest
 from reco.published import champion_name
@@ -90,6 +90,7 @@ def replica_of(
     if not (name := champion_name(root)): raise TrafficError(f"nothing is published in {root}: run `python flows/train.py run`, then `python flows/promote.py run`")
     made = Replica()
     made.open()
+    wait_until_ready(made.store.client) # an embedded store that nobody had open reads its data first
     made.deadline_s, made.keep_s = None, 0
     made.bundle = load_bundle(bundle_at(root, name))
     made.experimenting = Experimenting(settings, lambda: made.bundle, load_bundle, made.meter.without_variant.inc)
