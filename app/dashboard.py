@@ -27,6 +27,7 @@ def show() -> None:
     root = str(Path(__file__).resolve().parent.parent)
     if root not in sys.path: sys.path.insert(0, root) # the pages import `app`; `streamlit run` puts only this file's folder there
     st.set_page_config(page_title="reco", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
+    st.html("<style>[data-testid=stMainBlockContainer] {padding-top:4.5rem}</style>") # Streamlit leaves twice as much below its bar
     st.navigation([st.Page(f"app_pages/{name}.py", title=title, icon=f":material/{icon}:", default=not n) for n, (name, title, icon) in enumerate(PAGES)], position="top").run()
     warmed()
 

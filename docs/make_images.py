@@ -4,13 +4,16 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1])) # for `app`, which is no installed package
+
 from app.dashboard import PAGES
 from app.ports import reach
 from reco.settings import load_settings
 
 IMAGES, CHROMIUM = Path(__file__).parent/"images", "/usr/bin/chromium"
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-SETTLED_MS = 1_500 # charts are drawn after the page says that it is ready
+SETTLED_MS = 2_500 # charts are drawn after the page says that it is ready
+TABS = {"monitoring": "Drift and retraining"} # what says most of a page, where it is not what one sees first
 
 
 def open_page(tab: Page, address: str, name: str, first: bool) -> None:
@@ -18,6 +21,7 @@ def open_page(tab: Page, address: str, name: str, first: bool) -> None:
     tab.goto(address if first else f"{address}/{name}")
     tab.wait_for_selector("h1", timeout=60_000)
     tab.wait_for_function("!document.querySelector('[data-testid=stStatusWidget]')", timeout=60_000)
+    if name in TABS: tab.get_by_role("tab", name=TABS[name]).click()
     tab.wait_for_timeout(SETTLED_MS)
     if tab.query_selector("[data-testid=stException]"): raise RuntimeError(f"{name}: {tab.inner_text('[data-testid=stException]')[:500]}")
 
