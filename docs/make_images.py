@@ -26,6 +26,17 @@ def open_page(tab: Page, address: str, name: str, first: bool) -> None:
     if tab.query_selector("[data-testid=stException]"): raise RuntimeError(f"{name}: {tab.inner_text('[data-testid=stException]')[:500]}")
 
 
+def buy_something(tab: Page) -> None:
+    "The second item of the first shelf, and back: the shelf says what that changed."
+    tab.locator("[class*=st-key-open-for_you-] button").nth(1).click()
+    tab.get_by_role("button", name="Buy now").click()
+    tab.wait_for_selector("text=bought.")
+    tab.get_by_role("button", name="Recommended for You").first.click()
+    tab.wait_for_selector("[class*=st-key-open-for_you-]")
+    tab.mouse.move(0, 0)
+    tab.wait_for_timeout(SETTLED_MS)
+
+
 def main() -> int: # exit code
     "One picture of each page, and of the first on a phone and in the dark."
     address = reach("127.0.0.1", load_settings().app.port)
@@ -35,6 +46,7 @@ def main() -> int: # exit code
             tab = browser.new_context(viewport=size, color_scheme=scheme).new_page()
             for name, title, _ in pages:
                 open_page(tab, address, name, name == PAGES[0][0])
+                if name == "shop" and not suffix: buy_something(tab)
                 tab.screenshot(path=IMAGES/f"{name}{suffix}.png")
                 print(f"{title}: {IMAGES/f'{name}{suffix}.png'}")
         browser.close()
