@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -128,6 +128,19 @@ def sent(
     rows = events.with_columns(pl.col("ts").dt.epoch("ms"), pl.col("event").cast(pl.String))
     return sum(replica.take(part.to_dicts()) for part in rows.iter_slices(TAKEN))
 
+class Drain:
+    "The real consumer, until nothing waits."
+    def __init__(self, settings: Settings, replica: Replica):
+        self.settings, self.replica, self.topics = settings, replica, (settings.stream.topic, lists_section(settings.stream, settings.served).topic)
+        self.full = min(settings.stream.max_waiting, settings.served.max_waiting)//2
+
+    @property
+    def waiting(self) -> int: return max(self.replica.store.client.xlen(t) for t in self.topics) # on the fuller of the two
+
+    def __call__(self) -> None:
+        self.replica.log.flush()
+        app.consumer.run(self.settings, MARK, lambda: not self.waiting)
+
 SPOKEN = "title", "description", "category_id", "category_path", "brand", "price", "discount", "available" # of an item, as `PUT /items/v1` has them
 
 def said(
@@ -143,8 +156,7 @@ def happen(
     since: datetime,                        # earlier hours have happened
     cents: tuple[datetime, datetime]|None,  # of `in_cents`
     seed: int,
-    room: Sequence[str],                    # topics that the consumer has to empty now and then
-    drain: "Drain",
+    drain: Drain,                           # called when half of the bus is full
 ) -> tuple[int, int]:                       # lists, events
     "Hour by hour: lists for who comes, then what everybody did."
     asked, later, lists, events = requests_of(days.events, MARK, seed), days.events.clear(), 0, 0
@@ -159,19 +171,8 @@ def happen(
         later = due.filter(pl.col("ts") >= until)
         if begin.hour == 23:
             print(f"{begin:%Y-%m-%d}: {lists:,} lists and {events:,} events so far", flush=True)
-            if any(replica.store.client.xlen(t) > drain.full for t in room): drain()
+            if drain.waiting > drain.full: drain()
     return lists, events + sent(replica, later)
-
-class Drain:
-    "The real consumer, until nothing waits."
-    def __init__(self, settings: Settings, replica: Replica):
-        self.settings, self.replica, self.topics = settings, replica, (settings.stream.topic, lists_section(settings.stream, settings.served).topic)
-        self.full = min(settings.stream.max_waiting, settings.served.max_waiting)//2
-
-    def __call__(self) -> None:
-        self.replica.log.flush()
-        client = self.replica.store.client
-        app.consumer.run(self.settings, MARK, lambda: not any(client.xlen(t) for t in self.topics))
 
 def went_on_until(
     lake: Lake,
@@ -194,7 +195,7 @@ def traffic(
         since = done.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1) if done else days.begin
         first = days.begin.replace(hour=0)
         cents = None if cents_from is None else (first + timedelta(days=cents_from), first + timedelta(days=cents_from + 2))
-        lists, events = happen(replica, days, since, cents, settings.project.seed, drain.topics, drain) if since <= days.end else (0, 0)
+        lists, events = happen(replica, days, since, cents, settings.project.seed, drain) if since <= days.end else (0, 0)
         drain()
         replica.experimenting.end()
     return f"{lists:,} lists and {events:,} events, {since:%Y-%m-%d} to {days.end:%Y-%m-%d}" if lists else f"all of it has happened, until {days.end:%Y-%m-%d}"
