@@ -283,7 +283,8 @@ def trains_here(retrain: str) -> bool:
 
 def asked_for(run: MonitorFlow, now_is) -> str:
     """Tell who should train, or train; what came of it. `now_is` writes down that it has begun."""
-    trouble = tell("retrain_asked", run.why, {"bundle": run.champion, "day": f"{run.now.date()}"}, f"retrain_asked/{run.now.date()}")
+    once = f"retrain_asked/{run.now.date()}" + (f"/{run.asker}" if run.because else "")  # a person's is another one than the day's own
+    trouble = tell("retrain_asked", run.why, {"bundle": run.champion, "day": f"{run.now.date()}"}, once)
     if trains_here(run.retrain):
         now_is("training")
         return retrained(run.champion)

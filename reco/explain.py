@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPEAKERS', 'COLUMNS', 'GROUP_OF', 'VOICE', 'ENGLISH', 'ALSO', 'NAMERS', 'Reason', 'Contribution', 'Explanation',
-           'fitted_source', 'speakers', 'group_of', 'one_by_one', 'proposed_alone', 'loudness', 'Facts', 'in_words',
-           'titles_of', 'named', 'strongest', 'is_trending', 'is_popular_in', 'many_buy', 'of_item', 'of_taste',
-           'reason_for', 'walk_for', 'summed', 'by_places', 'explain_item', 'explain']
+           'fitted_source', 'speakers', 'group_of', 'one_by_one', 'proposed_alone', 'loudness', 'places_of', 'Facts',
+           'in_words', 'titles_of', 'named', 'strongest', 'is_trending', 'is_popular_in', 'many_buy', 'of_item',
+           'of_taste', 'reason_for', 'walk_for', 'summed', 'by_places', 'explain_item', 'explain']
 
 # %% ../nbs/63_explain.ipynb #c184e698
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from .bundle import ModelBundle
-from .candidates.base import CandidateSource, score_meanings
+from .candidates.base import Candidates, CandidateSource, score_meanings
 from .data.histories import ADDTOCART, TRANSACTION, VIEW, Histories
 from .features.items import ITEM_FEATURES
 from .pipeline import Answer
@@ -137,6 +137,14 @@ def loudness(
     return np.where((loud > 0) & (singles.item[:, None] != items), loud, 0)
 
 # %% ../nbs/63_explain.ipynb #9d6eae9d
+def places_of(
+    c:Candidates,        # of one request
+    row:int,
+)->dict[str, int]:       # source → place, 1 is best; best first, ties to the first source
+    "Who proposed a candidate."
+    ranks = c.ranks[row]
+    return {c.sources[j]: int(ranks[j]) + 1 for j in np.argsort(ranks, kind="stable") if not np.isnan(ranks[j])}
+
 class Facts:
     "What is known of the items of one answer."
     def __init__(self, a:Answer):
@@ -157,9 +165,8 @@ class Facts:
         return float(self.a.scoring.rows[self.rows[i], self.columns[feature]])
 
     def places(self, i:int)->dict[str, int]: # source → place, 1 is best
-        "Who proposed the i-th item, the best place first, ties to the first source."
-        ranks = self.a.scoring.c.ranks[self.rows[i]]
-        return {self.a.scoring.c.sources[j]: int(ranks[j]) + 1 for j in np.argsort(ranks, kind="stable") if not np.isnan(ranks[j])}
+        "Who proposed the i-th item."
+        return places_of(self.a.scoring.c, self.rows[i])
 
     def touches(self, item:int)->set[int]: # item_idx → codes of EVENTS
         "What the shopper did with an item before."

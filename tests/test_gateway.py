@@ -6,15 +6,14 @@ import hashlib
 import json
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
 import pytest
-import uvicorn
 from gateways import gateway
+from shop_floor import listening
 
 from app.ports import free_port
 
@@ -39,20 +38,6 @@ class Service:
         self.heard.append({"method": scope["method"], "path": scope["path"], "body": body, "headers": {k.decode(): v.decode() for k, v in scope["headers"]}})
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
         await send({"type": "http.response.body", "body": json.dumps({"bytes": len(body)}).encode()})
-
-
-@contextmanager
-def listening(app: object) -> Iterator[int]:
-    """A port on which an ASGI app answers."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started: time.sleep(0.01)
-    try: yield port
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @contextmanager

@@ -90,6 +90,10 @@ def test_the_flow_asks_once_for_an_old_champion_and_keeps_what_it_found(trained,
     whats = [e["what"] for e in events(root)]
     assert whats.count("skew_found") == 1 == whats.count("retrain_asked") and len(whats) == len({*whats})
     assert read_file(lake, f"profiles/{asof.date()}/events.bin")
+    wanted = run_flow(tmp_path, "monitor", "run", "--asof", asof.isoformat(), "--retrain", "ask", "--because", "prices are right again")
+    assert wanted.returncode == 0 and "retrain: prices are right again" in wanted.stdout and "a retrain is asked for" in wanted.stdout, wanted.stdout
+    assert lake.read("retrains").collect().sort("turn").select("outcome", "why").row(-1) == ("asked", "prices are right again")
+    assert [e["what"] for e in events(root)].count("retrain_asked") == 2
 
 
 def test_what_failed_before_there_were_turns_does_not_count_either(tmp_path):

@@ -13,26 +13,13 @@ import polars as pl
 import pytest
 from flow_runs import ROOT, run_flow
 
+from app.demo_steps import EXPERIMENT
 from reco.data.lake import Lake
 from reco.data.simulator import Shop
 from reco.features.store import open_store
 from reco.settings import Settings, load_settings
 
 DAYS, CENTS_FROM = 8, 3
-EXPERIMENTS = """[[experiment]]
-name = "variety"
-from = {since:%Y-%m-%dT%H:%M:%SZ}
-share = 0.6
-
-[[experiment.variant]]
-name = "as_it_is"
-weight = 0.5
-
-[[experiment.variant]]
-name = "more_variety"
-weight = 0.5
-rerank = {{diversity = 5.0, keep_first = 0}}
-"""
 SETTINGS = """[data]
 path = raw
 [lake]
@@ -69,7 +56,7 @@ class World(NamedTuple):
 def with_days_to_come(root: Path, sim: Shop, begin: datetime, bundles: Path) -> Settings:
     """A shop as it stands on the day from which the traffic comes, and what is still to happen."""
     (root / "settings.ini").write_text(SETTINGS)
-    (root / "experiments.toml").write_text(EXPERIMENTS.format(since=begin))
+    (root / "experiments.toml").write_text(EXPERIMENT.format(since=begin.date()))
     shutil.copytree(bundles, root / "bundles")
     before, later = sim.interactions.filter(pl.col("ts") < begin), sim.interactions.filter(pl.col("ts") >= begin)
     for name, frame in {"catalog": sim.catalog, "planted/tastes": sim.tastes, "planted/trends": sim.trends, "planted/complements": sim.complements,
