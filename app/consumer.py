@@ -17,7 +17,7 @@ from functools import partial
 import polars as pl
 from prometheus_client import CollectorRegistry, start_http_server
 
-from app.ports import port_free
+from app.ports import port_free, reach
 from reco.data.bus import open_codec, open_consumer
 from reco.data.consumer import Metrics, consume
 from reco.data.lake import Lake, LakeError, open_lake
@@ -27,7 +27,7 @@ from reco.data.stream import BusError, Consumer
 from reco.data.upkeep import compact
 from reco.features.store import open_store
 from reco.redis_server import StoreError, wait_until_ready
-from reco.settings import Settings, SettingsError, load_settings
+from reco.settings import Settings, SettingsError, Stream, load_settings
 
 SAY_EVERY_S = 30
 COMPACT_EVERY = 200  # writes: looking for duplicates took 0.04 s among few files of a day, 0.14 s among 200
@@ -82,13 +82,14 @@ def writer(
 
 def show_metrics(
     registry: CollectorRegistry,
-    port: int,                    # of loopback; 0 is none
+    section: Stream,              # metrics_port, 0 is none, and metrics_host
 ) -> str:                         # where they are, for the first line
     "Serve the figures to Prometheus; raises `OSError` when somebody listens there already."
+    host, port = section.metrics_host, section.metrics_port
     if not port: return ""
-    if not port_free("127.0.0.1", port): raise OSError(f"[stream] metrics_port: 127.0.0.1:{port} is in use")
-    start_http_server(port, addr="127.0.0.1", registry=registry)
-    return f", metrics at http://127.0.0.1:{port}/metrics"
+    if not port_free(host, port): raise OSError(f"[stream] metrics_port: {host}:{port} is in use, or not an address of this machine")
+    start_http_server(port, addr=host, registry=registry)
+    return f", metrics at {reach(host, port)}/metrics"
 
 
 def together(
@@ -122,7 +123,7 @@ def run(
             jobs.append(partial(consume, of(lists), SERVED.decode, {"lake": lambda shown: note(exposures_of(shown))}, lists,
                                 Metrics(registry, of="served"), over, hold_lists))
         topics = section.topic + (f" and {lists.topic}" if settings.served.on else "")
-        print(f"from {topics} as {section.group} into {settings.lake.root}{show_metrics(registry, section.metrics_port)}", flush=True)
+        print(f"from {topics} as {section.group} into {settings.lake.root}{show_metrics(registry, section)}", flush=True)
         with saying(registry, SAY_EVERY_S): together(jobs, ended)
 
 

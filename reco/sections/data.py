@@ -82,7 +82,8 @@ class Stream(Section):
     batch_seconds: float = Field(2, gt=0, description="an event waits so long for its write, at most")
     duplicate_days: int = Field(3, ge=0, description="an event is looked for in the lake on its own day and so many around it")
     max_waiting: int = Field(1_000_000, ge=1, description="events in a Redis stream before producers have to wait")
-    metrics_port: int = Field(0, ge=0, le=65535, description="loopback port of the consumer's Prometheus metrics; 0 is none")
+    metrics_port: int = Field(0, ge=0, le=65535, description="port of the consumer's Prometheus metrics; 0 is none")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="address that they are shown at; anybody who reaches it may read them")
 
 # %% ../../nbs/00a_sections.data.ipynb #86e4ed4f
 class Served(Section):

@@ -17,7 +17,8 @@ from reco.data.objects import ObjectError, Objects
 # ---- what happened --------------------------------------------------------------------------------------------------
 
 KINDS = {"bundle_published": ("A bundle went into service", "#009E73"), "bundle_rolled_back": ("A bundle was taken back", "#D55E00"), "promotion_refused": ("The gates refused a bundle", "#D55E00"),
-         "training_stopped": ("A training was stopped", "#CC3311"), "drift_found": ("The shop has drifted", "#E69F00"), "skew_found": ("Serving and lake differ", "#E69F00"), "retrain_asked": ("A retrain was asked for", "#0072B2")}
+         "training_stopped": ("A training was stopped", "#CC3311"), "drift_found": ("The shop has drifted", "#E69F00"), "skew_found": ("Serving and lake differ", "#E69F00"), "retrain_asked": ("A retrain was asked for", "#0072B2"),
+         "flow_failed": ("A flow failed", "#CC3311")}
 MOST = 60
 SHEET = """<style>
 .reco-log {list-style:none; margin:0 !important; padding:0 !important}
