@@ -9,14 +9,14 @@ DEMO ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Packages that tests of real servers need, Debian's names.
-SERVICES := chromium fonts-liberation nginx-light openssl redis-server postgresql wrk prometheus prometheus-alertmanager
+SERVICES := bubblewrap chromium docker-compose fonts-liberation nginx-light openssl redis-server postgresql prometheus prometheus-alertmanager tini wrk
 
 FROM = $(if $(strip $(PIP_FIND_LINKS)),$(foreach d,$(PIP_FIND_LINKS),--find-links "$(d)"),--torch-backend=$(TORCH_BACKEND))
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test prepare lab ingest train promote report monitor kpis whatif search batch materialize argo serve app bench services lock clean
+.PHONY: help demo env test prepare lab ingest train promote report monitor kpis whatif search batch materialize argo serve app bench services lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ serve: $(STAMP) ## the endpoint on the newest bundle
 
 app: $(STAMP) ## the Streamlit app
 	@exec $(BIN)/python -m app.dashboard
+
+env: ## .env and deploy/secrets for docker-compose.yml, with strong secrets; what is there stays
+	@$(PYTHON) deploy/make_env.py
 
 bench: $(STAMP) ## speed and quality, written to benchmarks/
 	@for f in $(filter-out $(patsubst %,benchmarks/%.py,__init__ base endpoint peers peer_library quality serving slices),$(wildcard benchmarks/*.py)); do $(BIN)/python -m benchmarks.$$(basename $$f .py) || exit 1; done
