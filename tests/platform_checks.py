@@ -24,15 +24,51 @@ import pytest
 from composing import composed, mounts, tmpfs, words
 from gateways import configured, program
 from images import ROOT, Image, Program, ran, started
-from servers import debian_program, kafka_brokers, postgres_account, postgres_program, wait_for_postgres, wait_until_it_answers
+from servers import (
+    debian_program,
+    kafka_brokers,
+    postgres_account,
+    postgres_program,
+    wait_for_postgres,
+    wait_until_it_answers,
+)
 
 from deploy import make_env
 from reco.data.lake import Lake
+from reco.data.storage import storage_options
 from reco.settings import Lake as LakeSection
 
-SMALL = {"RECO_SIMULATOR_USERS": "600", "RECO_SIMULATOR_ITEMS": "150", "RECO_SIMULATOR_EVENTS": "12000", "RECO_SIMULATOR_DAYS": "70", "RECO_TRAIN_MAX_REQUESTS": "300",
-         "RECO_ALS_FACTORS": "16", "RECO_ALS_ITERATIONS": "5", "RECO_RANKING_TREES": "30", "RECO_STREAM_BATCH_SECONDS": "0.3",
-         "RECO_GATES_OVER_POPULARITY": "-1", "RECO_GATES_MIN_SHOPPERS": "5", "RECO_GATES_P99_MS": "2000", "RECO_GATES_P50_MS": "500", "RECO_GATES_REQUESTS": "20"}
+SMALL = """# settings.ini of a small shop: gates that it passes by far, whatever trees this processor grows; they have tests of their own
+[simulator]
+users = 300
+items = 100
+events = 6000
+days = 60
+[train]
+max_requests = 100
+cutoffs = 2
+[ranking]
+trees = 10
+[als]
+iterations = 2
+[rerank]
+diversity = 0
+tail = 0
+new = 0
+keep_first = 0
+[gates]
+requests = 10
+buyers = 10
+min_shoppers = 5
+confidence = 0.5
+min_coverage = 0
+max_gini = 1
+p50_ms = 5000
+p99_ms = 20000
+try_seconds = 200
+[stream]
+batch_seconds = 0.3
+"""
 
 
 def images() -> dict[str, Image]:
@@ -52,14 +88,13 @@ class Platform(NamedTuple):
     def told(self, name: str) -> dict:
         """How a container of ours is started."""
         service = self.services[name]
-        own = {m.target: ROOT / m.source for m in mounts(service) if m.source.startswith("./")}
         volumes = {m.target: self.volume(m.source) for m in mounts(service) if not m.source.startswith("./")}
+        volumes["/var/lib/reco/numba"] = self.volume("numba") # each would compile the same for a minute
         env = {k: str(v) for k, v in service["environment"].items()}
-        more = {k: v for k, v in SMALL.items() if name in ("bootstrap", "endpoint", "consumer", "scheduler")}
+        mine = [m.target for m in mounts(service) if m.source == "./settings.ini"] # the other files of this checkout are in the image
         if "RECO_STREAM_BUS" in env: env["RECO_STREAM_BUS"] = self.bus
-        # files of this checkout are in the image already, and are the same
-        return {"env": env | more, "volumes": volumes, "memory": tuple(tmpfs(service)), "hosts": self.root / "hosts",
-                "read_only": {t: p for t, p in own.items() if t == "/srv/reco/settings.ini"}}
+        return {"env": env, "volumes": volumes, "memory": tuple(tmpfs(service)), "hosts": self.root / "hosts",
+                "read_only": {target: self.root / "settings.ini" for target in mine}}
 
     def volume(self, name: str) -> Path:
         path = self.root / "volumes" / name
@@ -103,7 +138,7 @@ class Platform(NamedTuple):
 
     def lake(self) -> Lake:
         section = {"endpoint": "http://minio:9000", "access_key": self.env["S3_ACCESS_KEY"], "secret_key": self.env["S3_SECRET_KEY"], "root": "s3://reco/lake"}
-        return Lake("s3://reco/lake", LakeSection(**section))
+        return Lake("s3://reco/lake", storage_options(LakeSection(**section)))
 
 
 @contextmanager
@@ -143,7 +178,6 @@ def postgres_of(service: dict, root: Path) -> Iterator[None]:
     folder, account, env = root / "postgres", postgres_account(), {k: str(v) for k, v in service["environment"].items()}
     folder.mkdir()
     (folder / "password").write_text(env["POSTGRES_PASSWORD"])
-    root.chmod(0o755)
     if account:
         for p in (folder, folder / "password"): os.chown(p, account["user"], account["group"])
     made = subprocess.run([postgres_program("initdb"), "-D", folder / "data", "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", "-E", "UTF8", "--locale=C",
@@ -204,6 +238,7 @@ def platform() -> Iterator[Platform]:
     root = Path(os.environ["PLATFORM_ROOT"])
     (root / "deploy").mkdir()
     shutil.copy(ROOT / ".env.example", root)
+    (root / "settings.ini").write_text(SMALL)
     assert make_env.main(root) == 0
     env = make_env.lines_of((root / ".env").read_text())
     services = composed(env)["services"]
@@ -214,7 +249,7 @@ def platform() -> Iterator[Platform]:
         s3 = stack.enter_context(process([moto, "-H", "127.0.0.1", "-p", "9000"], root / "s3.log"))
         answers("http://minio:9000/moto-api/", s3, root / "s3.log")
         bus = f"kafka://{stack.enter_context(kafka_brokers())}"
-        http = stack.enter_context(httpx.Client(base_url="http://gateway:8080", trust_env=False, timeout=30))
+        http = stack.enter_context(httpx.Client(base_url=f"http://{env['RECO_HOST']}:8080", trust_env=False, timeout=30))
         made = Platform(root, env, services, images(), bus, {}, http)
         try:
             assert not made.healthy("endpoint"), "a check that nothing can fail"

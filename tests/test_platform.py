@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -20,9 +22,18 @@ NAMES = "endpoint", "app", "flows"
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
+def images() -> Iterator[dict[str, Image]]:
     sandbox_program()
-    return {name: built(name, tmp_path_factory.mktemp(name)) for name in NAMES}
+    with tempfile.TemporaryDirectory(prefix="images") as folder: # six gigabytes: not kept, as pytest keeps its folders
+        yield {name: built(name, Path(folder, name)) for name in NAMES}
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A folder that other users of this machine can enter, such as the server's of PostgreSQL."""
+    with tempfile.TemporaryDirectory(prefix="platform") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 def installed(image: Image) -> dict[str, str]:
@@ -34,7 +45,7 @@ def installed(image: Image) -> dict[str, str]:
 def locked() -> dict[str, set[str]]:
     """Name → versions; some have one for each Python."""
     found: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([\w.-]+)==([^ ;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE): found.setdefault(name, set()).add(version)
+    for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE): found.setdefault(name, set()).add(version)
     return found
 
 
@@ -72,10 +83,10 @@ def test_a_setting_that_is_wrong_ends_a_container_with_one_line(images, tmp_path
         assert why in said or "nothing is published" in said, said
 
 
-def test_the_platform(images, tmp_path):
-    hosts, names = tmp_path / "hosts", composed(make_env.lines_of(make_env.filled((ROOT / ".env.example").read_text(), {})))["services"]
+def test_the_platform(images, root):
+    hosts, names = root / "hosts", composed(make_env.lines_of(make_env.filled((ROOT / ".env.example").read_text(), {})))["services"]
     hosts.write_text("127.0.0.1 localhost " + " ".join(names) + "\n")
-    told = os.environ | {"PLATFORM_ROOT": str(tmp_path), "PLATFORM_IMAGES": json.dumps({n: dataclasses.asdict(i) | {"folder": str(i.folder)} for n, i in images.items()})}
+    told = os.environ | {"PLATFORM_ROOT": str(root), "PLATFORM_IMAGES": json.dumps({n: dataclasses.asdict(i) | {"folder": str(i.folder)} for n, i in images.items()})}
     for name in [n for n in told if n.startswith("RECO_") or n.lower().endswith("_proxy")]: del told[name]
     inside = [sandbox_program(), "--dev-bind", "/", "/", "--ro-bind", str(hosts), "/etc/hosts", "--unshare-net", "--die-with-parent"]
     done = subprocess.run([*inside, sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/platform_checks.py"], cwd=ROOT, env=told, capture_output=True, text=True, timeout=1_100)

@@ -26,7 +26,7 @@ COPY reco reco
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/srv/reco PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp GIT_SHA=${GIT_SHA} \
     RECO_SETTINGS=/srv/reco/settings.ini NUMBA_CACHE_DIR=/var/lib/reco/numba RECO_LAKE_ROOT=/var/lib/reco/lake RECO_BUNDLES_ROOT=/var/lib/reco/bundles \
     RECO_BUNDLES_CACHE=/var/lib/reco/bundle_cache RECO_ONLINE_FOLDER=/var/lib/reco/online RECO_DATA_PATH=/var/lib/reco/raw RECO_DATA_SCRATCH=/var/lib/reco/scratch \
-    RECO_TRACKING_FOLDER=/var/lib/reco/mlflow RECO_SEARCH_FILE=/var/lib/reco/search.db RECO_SEARCH_OUT=/var/lib/reco/best.ini METAFLOW_DATASTORE_SYSROOT_LOCAL=/var/lib/reco
+    RECO_TRACKING_FOLDER=/var/lib/reco/mlflow RECO_SEARCH_FILE=/var/lib/reco/search.db RECO_SEARCH_OUT=/var/lib/reco/best.ini METAFLOW_DATASTORE_SYSROOT_LOCAL=/var/lib/reco METAFLOW_TEMPDIR=/var/lib/reco METAFLOW_ARTIFACT_LOCALROOT=/var/lib/reco
 USER 10001:10001
 EXPOSE 5000 8888
 ENTRYPOINT ["tini", "--"]
