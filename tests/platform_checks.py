@@ -384,6 +384,45 @@ def test_sigterm_lets_every_request_end_that_was_taken(platform):
     assert not broken and set(answered) <= {200, 503}, (broken[:5], len(broken), {s: answered.count(s) for s in {*answered}})
 
 
+def test_what_was_backed_up_comes_back(platform):
+    """The handbook's commands; then everything is lost, put back, and the same bundle answers."""
+    flows, password = platform.images["flows"], {"PGPASSWORD": platform.env["POSTGRES_PASSWORD"], "PGHOST": "127.0.0.1", "PGUSER": "postgres"}
+    folder, told = platform.volume("backups"), platform.told("flows")
+    told["volumes"] = told["volumes"] | {"/backups": folder}
+    code, said = ran(flows, platform.root / "backup.log", ["python", "-m", "app.backup", "save", "/backups/one"], 120, **told)
+    assert code == 0 and re.search(r"lake: \d+ files", said), said
+    databases, model = ("shop", "mlflow", "optuna"), platform.gateway.get("/mlflow/api/2.0/mlflow/registered-models/get?name=reco", headers=platform.people).json()
+    bundle = json.loads((folder / "one" / "backup.json").read_text())["places"]["bundles"]
+    events = platform.lake().read("interactions").collect().height
+    published = lambda: ran(flows, platform.root / "list.log", ["python", "-m", "app.bundle", "list"], 60, **told)[1]
+    before = published()
+
+    def ask(program: str, *args: str, **more: object) -> None:
+        done = subprocess.run([postgres_program(program), *args], env=os.environ | password, capture_output=True, **more)
+        assert done.returncode == 0, done.stderr
+
+    for name in databases: ask("pg_dump", "-Fc", "-f", str(folder / f"{name}.dump"), name)
+    import boto3
+    import redis
+    s3 = boto3.resource("s3", endpoint_url="http://minio:9000", region_name="us-east-1", aws_access_key_id=platform.env["S3_ACCESS_KEY"], aws_secret_access_key=platform.env["S3_SECRET_KEY"])
+    s3.Bucket("reco").objects.delete()
+    for name in databases:
+        with psycopg.connect(f"postgresql://postgres:{password['PGPASSWORD']}@postgres:5432/{name}", autocommit=True) as db: db.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    with redis.Redis(host="redis", password=platform.env["REDIS_PASSWORD"]) as store: store.flushall()
+
+    code, said = ran(flows, platform.root / "backup.log", ["python", "-m", "app.backup", "restore", "/backups/one"], 120, **told)
+    assert code == 0 and f"bundles: {bundle['files']}" in said, said
+    for name in databases: ask("pg_restore", "--clean", "--if-exists", "-d", name, str(folder / f"{name}.dump"))
+    said = platform.once("bootstrap", 300)
+    assert said.count("there already: ") == 3 and "making pasts" in said, said
+    assert platform.gateway.get("/mlflow/api/2.0/mlflow/registered-models/get?name=reco", headers=platform.people).json() == model
+    platform.up("endpoint")
+    found = platform.gateway.get(f"/recommendations/v1/{a_shopper(platform)}?k=5", headers=platform.client)
+    assert found.status_code == 200 and len(found.json()["recommendations"]) == 5
+    assert published() == before and f"current: {platform.gateway.get('/v1/bundle', headers=platform.admin).json()['id']}" in before
+    assert platform.lake().read("interactions").collect().height >= events
+
+
 def test_memory_is_told(platform):
     """For the handbook's table; nothing is asserted of a machine."""
     print("memory in MB:", {name: round(p.memory_mb()) for name, p in platform.running.items() if p.process.poll() is None})
