@@ -16,7 +16,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo env test prepare lab ingest train promote report monitor kpis whatif search batch materialize argo serve app bench services lock clean
+.PHONY: help demo env test prepare lab ingest train promote report monitor kpis whatif search batch materialize argo serve app bench services docs client lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,8 +86,16 @@ services: ## Debian packages that tests of real servers need (optional on a lapt
 	$(SUDO) apt-get update -qq
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SERVICES)
 
+# Its theme says at every build that it will be succeeded; the lock decides here.
+docs: $(STAMP) ## the documentation site, into _site, without a network
+	@NO_MKDOCS_2_WARNING=1 exec $(BIN)/mkdocs build
+
+client: $(STAMP) ## clients/typescript/reco.d.ts anew from the HTTP contract (needs npm)
+	@$(BIN)/python clients/typescript/openapi.py > clients/typescript/openapi.json
+	@cd clients/typescript && npm ci --no-audit --no-fund --silent && npx --no-install openapi-typescript openapi.json --output reco.d.ts
+
 clean: ## remove what make made; data, lake and bundles stay
-	rm -rf .venv .demo .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .demo _site clients/typescript/node_modules .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find app flows reco tests data benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The lock: all extras, every platform. What only torch's CUDA build needs is taken out, so that the CPU build brings
