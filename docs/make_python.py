@@ -41,11 +41,10 @@ def read(path: Path) -> Source:
     tree = ast.parse(text)
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT and t.line[:t.start[1]].strip()}
-    named = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"), None) \
-        if any(isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) and n.targets[0].id == "__all__" for n in tree.body) else None
+    named = assigned(tree).get("__all__")
     found = re.search(r"File to edit: (?:\.\./)+(nbs/\S+\.ipynb)", text)
     public = [n.name for n in tree.body if isinstance(n, (Def, ast.ClassDef)) and not n.name.startswith("_")]
-    return Source(tree, comments, public if named is None else named, found[1] if found else "")
+    return Source(tree, comments, ast.literal_eval(named[0]) if named else public, found[1] if found else "")
 
 
 def page(
@@ -56,22 +55,36 @@ def page(
     lines = [f"# {name}", "", (ast.get_docstring(source.tree) or "").strip(), ""]
     if source.notebook: lines += [f"Made by [{source.notebook}](../../../{source.notebook}), which says why it is so and shows it.", ""]
     defined = {n.name: n for n in source.tree.body if isinstance(n, (Def, ast.ClassDef))}
-    values = {t.id: n for n in source.tree.body if isinstance(n, (ast.Assign, ast.AnnAssign))
-              for t in (n.targets if isinstance(n, ast.Assign) else [n.target]) if isinstance(t, ast.Name)}
-    lines += constants({n: values[n] for n in source.exported if n in values and n not in defined}, source)
+    values = assigned(source.tree)
+    lines += constants([(n, *values[n]) for n in source.exported if n in values and n not in defined], source)
     for n in source.exported:
         if isinstance(node := defined.get(n), ast.ClassDef): lines += of_class(node, source)
         elif node is not None: lines += of_function(node, source, "##")
     return "\n".join(lines) + "\n"
 
 
-def constants(values: dict[str, ast.Assign | ast.AnnAssign], source: Source) -> list[str]:
+def assigned(tree: ast.Module) -> dict[str, tuple[str, int]]: # name → its value as it is written, its line
+    "What a module assigns, several names at once too."
+    out: dict[str, tuple[str, int]] = {}
+    for n in tree.body:
+        if not isinstance(n, (ast.Assign, ast.AnnAssign)) or n.value is None: continue
+        for target in n.targets if isinstance(n, ast.Assign) else [n.target]:
+            several = isinstance(target, ast.Tuple) and isinstance(n.value, ast.Tuple) and len(target.elts) == len(n.value.elts)
+            pairs = zip(target.elts, n.value.elts, strict=True) if several else [(x, n.value) for x in getattr(target, "elts", [target])]
+            out |= {x.id: (ast.unparse(v), n.lineno) for x, v in pairs if isinstance(x, ast.Name)}
+    return out
+
+
+def constants(
+    values: list[tuple[str, str, int]], # name, value, line
+    source: Source,
+) -> list[str]:
     "What is exported and is neither a function nor a class."
     if not values: return []
     lines = ["## Constants", "", "| name | value | |", "|---|---|---|"]
-    for name, node in values.items():
-        text = " ".join(ast.unparse(node.value).split()) if node.value else ""
-        lines.append(f"| `{name}` | {code(text if len(text) <= 90 else text[:87] + '…')} | {cell(source.comments.get(node.lineno, ''))} |")
+    for name, text, line in values:
+        text = " ".join(text.split())
+        lines.append(f"| `{name}` | {code(text if len(text) <= 90 else text[:87] + '…')} | {cell(source.comments.get(line, ''))} |")
     return [*lines, ""]
 
 
@@ -89,7 +102,20 @@ def of_class(node: ast.ClassDef, source: Source) -> list[str]:
         lines.append("")
     for n in node.body:
         if isinstance(n, Def) and (not n.name.startswith("_") or n.name == "__init__"): lines += of_function(n, source, "###", node.name)
+    for name, made in methods_made(node, source).items(): lines += of_function(made, source, "###", node.name, name)
     return lines
+
+
+def methods_made(node: ast.ClassDef, source: Source) -> dict[str, Def]: # name → the function that describes it
+    "Methods that are made of functions of the module: `recommend, similar = blocking(_recommend), blocking(_similar)`."
+    functions, out = {n.name: n for n in source.tree.body if isinstance(n, Def)}, {}
+    for n in node.body:
+        if not isinstance(n, ast.Assign): continue
+        names, values = ([x.elts if isinstance(x, ast.Tuple) else [x] for x in (n.targets[0], n.value)])
+        for target, value in zip(names, values, strict=False):
+            of = value.args[0] if isinstance(value, ast.Call) and len(value.args) == 1 else None
+            if isinstance(target, ast.Name) and isinstance(of, ast.Name) and of.id in functions: out[target.id] = functions[of.id]
+    return out
 
 
 def of_field(node: ast.AnnAssign) -> tuple[str, str]: # description and default, of pydantic's Field too
@@ -101,9 +127,9 @@ def of_field(node: ast.AnnAssign) -> tuple[str, str]: # description and default,
     return str(about.value) if isinstance(about, ast.Constant) else "", ast.unparse(default) if default else ""
 
 
-def of_function(node: Def, source: Source, level: str, owner: str = "") -> list[str]:
+def of_function(node: Def, source: Source, level: str, owner: str = "", name: str = "") -> list[str]:
     "Signature, what it does, parameters, what comes back."
-    name = f"{owner}.{node.name}" if owner else node.name
+    name = f"{owner}.{name or node.name}" if owner else node.name
     lines = [f"{level} {name} {{ #{name} }}", "", "```python", *(f"@{ast.unparse(d)}" for d in node.decorator_list), signature(node), "```", "", *said(node)]
     found = [(a, d) for a, d in parameters(node) if a.arg not in ("self", "cls")]
     if found:

@@ -1,7 +1,7 @@
 """The reference of the settings, from `reco.settings`: what a key means is its description there."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -67,6 +67,7 @@ def kind(annotation: Any) -> str: # as an operator says it
     if annotation is SecretStr: return "secret"
     if annotation is Limit: return "limit"
     if get_origin(annotation) is Literal: return "word"
+    if get_origin(annotation) is Annotated: return kind(get_args(annotation)[0])
     if inner := [a for a in get_args(annotation) if a is not type(None)]: return " or ".join(dict.fromkeys(kind(a) for a in inner if not isinstance(a, str)))
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())
@@ -87,7 +88,8 @@ def allowed(info: FieldInfo) -> str: # words, or limits
     "What the section takes."
     if info.annotation is Limit: return "from 0, then `error` or `warn`"
     words = [w for a in (info.annotation, *get_args(info.annotation)) if get_origin(a) is Literal for w in get_args(a)]
-    limits = {n: getattr(m, n) for m in info.metadata for n in ("ge", "gt", "le", "lt", "min_length", "pattern") if getattr(m, n, None) is not None}
+    inner = [x for a in get_args(info.annotation) if get_origin(a) is Annotated for f in get_args(a)[1:] for x in getattr(f, "metadata", [f])]
+    limits = {n: getattr(m, n) for m in (*info.metadata, *inner) for n in ("ge", "gt", "le", "lt", "min_length", "pattern") if getattr(m, n, None) is not None}
     said = [f"`{w}`" for w in words] and [" ".join(f"`{w}`" for w in words)]
     said += [" ".join(form.format(f"{limits[n]:,}" if limits[n] >= 10_000 else f"{limits[n]:g}") for n, form in BOUNDS if n in limits)] if limits else []
     if "pattern" in limits: said.append(f"`{limits['pattern']}`")
