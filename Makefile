@@ -16,7 +16,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo env test prepare lab ingest train promote report monitor kpis whatif search batch materialize argo serve app bench services docs client lock clean
+.PHONY: help demo env test prepare lab ingest train promote report monitor kpis whatif search batch materialize argo serve app bench services docs client docs-serve lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ services: ## Debian packages that tests of real servers need (optional on a lapt
 # Its theme says at every build that it will be succeeded; the lock decides here.
 docs: $(STAMP) ## the documentation site, into _site, without a network
 	@NO_MKDOCS_2_WARNING=1 exec $(BIN)/mkdocs build
+
+docs-serve: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 exec $(BIN)/mkdocs serve
 
 client: $(STAMP) ## clients/typescript/reco.d.ts anew from the HTTP contract (needs npm)
 	@$(BIN)/python clients/typescript/openapi.py > clients/typescript/openapi.json

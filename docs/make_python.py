@@ -130,7 +130,8 @@ def of_field(node: ast.AnnAssign) -> tuple[str, str]: # description and default,
 def of_function(node: Def, source: Source, level: str, owner: str = "", name: str = "") -> list[str]:
     "Signature, what it does, parameters, what comes back."
     name = f"{owner}.{name or node.name}" if owner else node.name
-    lines = [f"{level} {name} {{ #{name} }}", "", "```python", *(f"@{ast.unparse(d)}" for d in node.decorator_list), signature(node), "```", "", *said(node)]
+    title, place = (f"{owner}()", f"{owner}.init") if node.name == "__init__" else (name, name) # Markdown takes __ for bold
+    lines = [f"{level} {title} {{ #{place} }}", "", "```python", *(f"@{ast.unparse(d)}" for d in node.decorator_list), signature(node), "```", "", *said(node)]
     found = [(a, d) for a, d in parameters(node) if a.arg not in ("self", "cls")]
     if found:
         lines += ["| parameter | type | default | |", "|---|---|---|---|"]

@@ -13,7 +13,7 @@ from reco.settings import Settings
 
 ABOUT = """# Settings
 
-Every key of `settings.ini`: {keys} in {sections} sections. A key is set in the file, under its section, or by its environment variable, which counts more. A name
+Every key of `settings.ini`: {keys} in {sections} sections. A key is set in the file, under its section, or by its environment variable (below the key), which counts more. A name
 that is not here is an error that offers the nearest one; so is a value that is not allowed. Paths are relative to the file.
 [nbs/01_settings](../../nbs/01_settings.ipynb) shows how they are read; `settings.ini` of the repository has each key with its comment.
 
@@ -40,7 +40,7 @@ def page() -> str:
     for section, fields in sections():
         lines += [f"## [{section}] {{ #{section} }}", ""]
         if not fields: lines += [CANDIDATES, ""]
-        lines += ["| key | type | default | allowed | environment variable | meaning |", "|---|---|---|---|---|---|"]
+        lines += ["| key and variable | meaning | type | default | allowed |", "|---|---|---|---|---|"]
         lines += [row(section, key, info) for key, info in fields.items()] or [source(name, q) for name, q in Settings().candidates.items()]
         lines.append("")
     return "\n".join(lines)
@@ -49,12 +49,12 @@ def page() -> str:
 def row(section: str, key: str, info: FieldInfo) -> str:
     "A line of the table."
     default = info.get_default(call_default_factory=True)
-    said = [f"`{key}`", kind(info.annotation), value(default), allowed(info), f"`{variable(section, key)}`", text(info.description or "")]
+    said = [f"`{key}`<br>`{variable(section, key)}`", text(info.description or ""), kind(info.annotation), value(default), allowed(info)]
     return f"| {' | '.join(said)} |"
 
 
 def source(name: str, quota: Quota) -> str:
-    return f"| `{name}` | quota | `{quota.quota}` | 0 to 1000 | `{variable('candidates', name)}` | [{name}](python/{module(name)}.md) |"
+    return f"| `{name}`<br>`{variable('candidates', name)}` | [{module(name)}](python/{module(name)}.md) | quota | `{quota.quota}` | from 0 to 1000 |"
 
 
 def module(name: str) -> str: return BUILT_IN[name].split(":")[0] # of a source

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import runpy
+import sys
 import tomllib
 from collections.abc import Iterator
 from datetime import timedelta
@@ -30,6 +31,9 @@ from reco.sections.candidates import Quota
 from reco.settings import Settings, load_settings
 
 DOCS = Path(__file__).parents[1] / "docs"
+sys.path.insert(0, str(DOCS)) # its scripts are no package
+
+import make_http  # noqa: E402
 
 
 def test_the_dictionary_of_features_is_current():
@@ -125,6 +129,32 @@ def test_requests_are_answered(where, asked, small):
     """Every curl to the endpoint, sent to one. It follows nothing that is published, so it may say that there is nothing to go back to."""
     answer = httpx.request(asked.method, asked.url.replace(HOST, f"http://127.0.0.1:{small.port}"), headers=asked.headers, content=asked.body or None, trust_env=False, timeout=20)
     assert answer.is_success or (asked.url.endswith("/rollback") and answer.status_code == 409), f"{where}: {answer.status_code} {answer.text[:300]}"
+
+
+EXAMPLES = [(f"{method} {path}", *make_http.example(method, path, route)) for method, path, route in make_http.routes()]
+
+
+@pytest.mark.parametrize(("route", "request_", "answer"), EXAMPLES, ids=lambda x: x[:40])
+def test_examples_of_the_reference_are_answered_in_the_shape_that_it_shows(route, request_, answer, small):
+    [words] = commands(request_)
+    asked = curl(words)
+    found = httpx.request(asked.method, asked.url.replace(HOST, f"http://127.0.0.1:{small.port}"), headers=asked.headers, content=asked.body or None, trust_env=False, timeout=60)
+    if "/v1/bundle" in route and asked.method != "GET":
+        assert found.status_code in (404, 409) # that bundle is not there, and this endpoint follows none
+        return
+    assert found.is_success, found.text
+    if answer: assert shape(json.loads(answer)) <= shape(found.json()) | OPTIONAL, shape(json.loads(answer)) - shape(found.json())
+
+
+OPTIONAL = {"refused", "without[]", "candidates[].score", "past[].item_id", "past[].event", "past[].ts", "past[]"} # where there is nothing to tell
+
+
+def shape(value: object, at: str = "") -> set[str]: # the names of its fields; those of a mapping by names of the shop's own are none
+    """What an answer is made of."""
+    if isinstance(value, list): return {f"{at}[]"}.union(*(shape(v, f"{at}[]") for v in value)) if value else set()
+    if not isinstance(value, dict): return set()
+    free = at.split(".")[-1] in ("seconds", "proposed", "dropped", "sources", "rows")
+    return set() if free else {f"{at}.{n}".lstrip(".") for n in value}.union(*(shape(v, f"{at}.{n}".lstrip(".")) for n, v in value.items()))
 
 
 @pytest.mark.parametrize("block", blocks_of("ini"), ids=lambda b: b.where)

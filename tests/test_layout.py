@@ -26,13 +26,13 @@ def test_the_readme_names_only_targets_and_files_that_exist():
     files = re.findall(r"python ((?:flows|data)/\S+\.py)", README) + links
     assert len(files) >= 4 and not [f for f in files if not (ROOT / f).exists()]
     folders = re.findall(r"^\| `(\w+)/`", README, re.MULTILINE)
-    assert {"nbs", "reco", "flows", "app", "data", "tests", "benchmarks", "deploy"} == set(folders)
+    assert {"nbs", "reco", "flows", "app", "data", "docs", "clients", "tests", "benchmarks", "deploy"} == set(folders)
 
 
 @pytest.mark.parametrize("pattern", [r"/work/", r"/root/", r"/opt/wheels"])
 def test_no_path_of_a_machine_is_committed(pattern):
     me = Path(__file__).resolve()
-    files = [p for d in ("nbs", "reco", "flows", "app", "data/generators", "tests", "benchmarks") for p in (ROOT / d).rglob("*")]
+    files = [p for d in ("nbs", "reco", "flows", "app", "data/generators", "docs", "clients", "tests", "benchmarks") for p in (ROOT / d).rglob("*")]
     files += [p for p in ROOT.iterdir() if p.is_file()]
     text = {".py", ".ipynb", ".md", ".ini", ".toml", ".lock", ".yml", ".sh", ".json", ""}
     found = [p for p in files if p.is_file() and p.suffix in text and p.resolve() != me

@@ -90,7 +90,7 @@ def test_every_setting_is_there_with_its_variable(html):
 
 def test_a_limit_and_a_default_are_those_of_the_section():
     by = {(s, k): make_settings.row(s, k, info) for s, fields in make_settings.sections() for k, info in fields.items()}
-    assert "| whole number | `8000` | from 1 to 65,535 | `RECO_SERVING_PORT` |" in by["serving", "port"]
+    assert by["serving", "port"] == "| `port`<br>`RECO_SERVING_PORT` | port of the endpoint | whole number | `8000` | from 1 to 65,535 |"
     assert "| secret | empty |  |" in by["lake", "secret_key"] and "| `mmr` | `mmr` `dpp` |" in by["rerank", "method"]
     assert "| limit | `0.05 error` | from 0, then `error` or `warn` |" in by["quality", "bad_share"]
     assert "| number or word | `auto` | `auto`, from 0 to 10 |" in by["rerank", "diversity"]
