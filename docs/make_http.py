@@ -60,7 +60,8 @@ def of_route(method: str, path: str, route: dict) -> list[str]:
     for status, answer in sorted(route["responses"].items()):
         told = ", ".join(f"`{h}`" for h in answer.get("headers", {}))
         what = "[Problem](#problem)" if status >= "400" else kind(schema_of(answer)) or "text"
-        lines.append(f"| {status} | {what} | {answer['description']}{f'; headers {told}' if told else ''} |")
+        meaning = answer["description"] if answer["description"] != "Successful Response" else "" # FastAPI's words, where the contract has none
+        lines.append(f"| {status} | {what} | {meaning}{f'; headers {told}' if told else ''} |")
     request, answer = example(method, path, route)
     return [*lines, "", "```bash", request, "```", "", *([f"```json\n{answer}\n```", ""] if answer else [])]
 
@@ -98,7 +99,7 @@ LIMITS = (("minimum", "from {:,}"), ("exclusiveMinimum", "above {:,}"), ("maximu
 def limits(schema: dict) -> str: # ", from 1 to 100"
     said = " ".join(form.format(schema[name]) for name, form in LIMITS if name in schema)
     if said.count("characters") == 2: said = said.replace(" characters", "", 1)
-    return f", {said}" if said else ""
+    return f", {said.replace(' at most', ', at most')}" if said else ""
 
 
 def default(schema: dict) -> str: return f"`{json.dumps(schema['default'])}`" if schema.get("default") not in (None, "", [], ()) else ""
@@ -136,8 +137,8 @@ def example(method: str, path: str, route: dict) -> tuple[str, str]: # a curl, a
     query = "&".join(f"{p['name']}={quote(str(WORDS[p['name']]), safe=',')}" for p in needed)
     body = schema_of(route.get("requestBody", {}))
     words = ["curl", *([] if method == "GET" else ["-X", method])]
-    if body: words += ["-H", "'Content-Type: application/json'", "-d", f"'{json.dumps(made(body, sent=True), ensure_ascii=False)}'"]
-    words.append(f"'http://127.0.0.1:8000{path}{'?' + query if query else ''}'")
+    if body: words += ["-H", "'Content-Type: application/json'", f"'http://127.0.0.1:8000{path}' \\\n    -d '{json.dumps(made(body, sent=True), ensure_ascii=False)}'"]
+    else: words.append(f"'http://127.0.0.1:8000{path}{'?' + query if query else ''}'")
     return " ".join(words), answer(route)
 
 
