@@ -59,7 +59,7 @@ def below(
     if folder == "nbs/": return make_notebooks.nav([p for p in brought() if p.startswith(folder)])
     if folder == "reference/python/": return make_python.nav()
     own = sorted(p.relative_to(HERE).as_posix() for p in (HERE / folder).rglob("*.md")) if (HERE / folder).is_dir() else []
-    return sorted(own, key=lambda p: (not p.endswith("index.md"), p)) + sorted(p for p in brought() if p.startswith(folder))
+    return sorted(own, key=lambda p: (not p.endswith(("index.md", "README.md")), p)) + sorted(p for p in brought() if p.startswith(folder))
 
 
 def filled(

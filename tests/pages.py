@@ -13,8 +13,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"(?:^<!-- not run: (?P<reason>[^\n]+?) -->\n)?^(?P<tick>```+)(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^(?P=tick)$", re.MULTILINE | re.DOTALL)
 # programs that are not ours, and what a shell brings along
-FOREIGN = set("""apt-get argo amtool aws brew cat cd chmod chown cp createdb crontab cosign docker echo export git grep helm htpasswd install jq k3d kaggle kind kubectl ls mc minikube mkdir mlflow
-    mv nginx npm npx openssl pip promtool psql redis-cli rm sed sh sleep source ssh sudo systemctl tail tee touch trivy uv wrk""".split())
+FOREIGN = set("""apt-get argo amtool aws brew cat cd chmod chown cp createdb cosign crontab cut date docker echo export git grep helm htpasswd install jq k3d kaggle kind kubectl ls mc minikube mkdir mlflow
+    mv nginx npm npx openssl pip promtool pg_dump pg_restore psql redis-cli rm sed sh sleep source sort ssh sudo systemctl tail tee touch trivy uv wrk""".split())
+LEADING, PASSED = {"do", "then", "else", "if", "while", "until", "!", "{"}, {"for", "done", "fi", "}"} # of the shell's own words
+SUBSTITUTED = re.compile(r"\$\(([^()]*)\)")
 HOST = "http://127.0.0.1:8000"
 
 
@@ -46,6 +48,9 @@ def blocks_of(*kinds: str) -> list[Block]: return [b for p in pages() for b in b
 def commands(shell: str) -> Iterator[list[str]]:
     """The words of each command of a block, without comments; a line that ends in a backslash or in a quote goes on."""
     held = ""
+    while found := SUBSTITUTED.search(shell): # what stands in $( … ) is a command of its own
+        yield from commands(found[1])
+        shell = shell.replace(found[0], "SUBSTITUTED", 1)
     for line in shell.splitlines():
         held += line
         if held.endswith("\\"):
@@ -61,7 +66,8 @@ def commands(shell: str) -> Iterator[list[str]]:
         for word in [*words, ";"]:
             if not set(word) <= set("|&;"): command.append(word)
             elif command:
-                yield command
+                while command and command[0] in LEADING: command = command[1:]
+                if command and command[0] not in PASSED: yield command
                 command = []
     assert not held.strip(), f"a quote is not closed: {held[:80]}"
 

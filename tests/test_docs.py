@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import runpy
 import sys
 import tomllib
@@ -119,6 +120,8 @@ def environment() -> Iterator[str]: # RECO_SECTION_KEY of every setting
     for section, info in Settings.model_fields.items():
         for key in getattr(info.annotation, "model_fields", Settings().candidates if section == "candidates" else ()): yield f"RECO_{section}_{key}".upper()
     yield "RECO_SETTINGS"
+    for path in (DOCS.parent / "docker-compose.yml", *(DOCS.parent / "deploy").rglob("*.yml")): # and what a compose file asks for
+        yield from re.findall(r"\$\{(RECO_\w+)", path.read_text())
 
 
 REQUESTS = [(b.where, c) for b in blocks_of("bash", "sh") for words in commands(b.text) if words[0] == "curl" and (c := curl(words))]
@@ -196,4 +199,6 @@ def test_a_block_is_read_as_a_shell_reads_it():
     text = "curl -H 'A: b' http://127.0.0.1:8000/x \\\n  -d '{\"a\":\n 1}' # why\nA=1 make demo & python x.py | tee y\n"
     assert list(commands(text)) == [["curl", "-H", "A: b", "http://127.0.0.1:8000/x", "-d", '{"a":\n 1}'], ["A=1", "make", "demo"], ["python", "x.py"], ["tee", "y"]]
     assert curl(next(commands(text))) == ("POST", "http://127.0.0.1:8000/x", {"A": "b"}, '{"a":\n 1}')
+    looped = "KEY=$(sed -n 's/a/b/p' .env | cut -d' ' -f1)\nfor x in a b; do make demo > $x; done\n"
+    assert [words[0] for words in commands(looped)] == ["sed", "cut", "KEY=SUBSTITUTED", "make"]
     assert Block("p", 1, "python", "", "").where == "p:1"
