@@ -96,7 +96,9 @@ env:
   {{- with .env }}
   {{- . | trim | nindent 2 }}
   {{- end }}
-  {{- include "reco.secretEnv" . | indent 2 }}
+  {{- with include "reco.secretEnv" . | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
   {{- with .values.pod.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -120,7 +122,7 @@ volumeMounts:
 {{/* Waits until a bundle is published, as whoever serves it sees it. */}}
 {{- define "reco.wait" -}}
 - name: wait
-  command: [sh, -c, "until python -m app.bundle list 2>&1 | tee /dev/stderr | grep -q '^current: [^n]'; do sleep 10; done"]
+  args: [sh, -c, "until python -m app.bundle list | grep -q '^current: [0-9]'; do echo no bundle is published yet; sleep 10; done"]
   resources:
     requests: {cpu: 50m, memory: 256Mi, ephemeral-storage: 64Mi}
     limits: {memory: 1Gi, ephemeral-storage: 256Mi}

@@ -1,11 +1,11 @@
 {{/* Folders of a pod that can be written to; what lies in them ends with the pod. */}}
 {{- define "reco.places" -}}
-RECO_BUNDLES_CACHE: /var/lib/reco/bundles
+RECO_BUNDLES_CACHE: /var/lib/reco/bundle_cache
 RECO_DATA_PATH: /var/lib/reco/raw
 RECO_DATA_SCRATCH: /var/lib/reco/scratch
 RECO_ONLINE_FOLDER: /var/lib/reco/online
-RECO_SEARCH_FILE: /var/lib/reco/search/search.db
-RECO_SEARCH_OUT: /var/lib/reco/search/best.ini
+RECO_SEARCH_FILE: /var/lib/reco/search.db
+RECO_SEARCH_OUT: /var/lib/reco/best.ini
 RECO_TRACKING_FOLDER: /var/lib/reco/mlflow
 METAFLOW_DATASTORE_SYSROOT_LOCAL: /var/lib/reco
 METAFLOW_CARD_LOCALROOT: /var/lib/reco/.metaflow/mf.cards
@@ -28,9 +28,9 @@ RECO_EXPERIMENTS_FILE: /etc/reco/experiments.toml
 {{- end }}
 {{- end }}
 
-{{/* Which secrets a component needs, and no other gets. */}}
+{{/* Which secrets a component needs, and no other gets. The endpoint's image has no MLflow: flows/upkeep.py moves the aliases after a rollback. */}}
 {{- define "reco.secretsOf" -}}
-endpoint: [RECO_LAKE_ACCESS_KEY, RECO_LAKE_SECRET_KEY, RECO_ONLINE_URL, RECO_STREAM_BUS, RECO_STREAM_KAFKA, RECO_STREAM_REGISTRY, RECO_SERVING_CLIENT_KEYS, RECO_SERVING_ADMIN_KEYS, RECO_TRACKING_URI, RECO_ALERTS_WEBHOOK]
+endpoint: [RECO_LAKE_ACCESS_KEY, RECO_LAKE_SECRET_KEY, RECO_ONLINE_URL, RECO_STREAM_BUS, RECO_STREAM_KAFKA, RECO_STREAM_REGISTRY, RECO_SERVING_CLIENT_KEYS, RECO_SERVING_ADMIN_KEYS, RECO_ALERTS_WEBHOOK]
 consumer: [RECO_LAKE_ACCESS_KEY, RECO_LAKE_SECRET_KEY, RECO_ONLINE_URL, RECO_STREAM_BUS, RECO_STREAM_KAFKA, RECO_STREAM_REGISTRY]
 app: [RECO_LAKE_ACCESS_KEY, RECO_LAKE_SECRET_KEY, RECO_APP_KEY, RECO_TRACKING_URI]
 flows: [RECO_LAKE_ACCESS_KEY, RECO_LAKE_SECRET_KEY, RECO_ONLINE_URL, RECO_POSTGRES_URL, RECO_TRACKING_URI, RECO_SEARCH_STORAGE, RECO_ALERTS_WEBHOOK]
