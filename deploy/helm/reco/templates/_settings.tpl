@@ -28,13 +28,14 @@ RECO_EXPERIMENTS_FILE: /etc/reco/experiments.toml
 {{- end }}
 {{- end }}
 
-{{/* Which secrets a component needs, and no other gets. The endpoint's image has no MLflow: flows/upkeep.py moves the aliases after a rollback. */}}
+{{/* Which secrets a component needs, and no other gets. */}}
 {{- define "reco.secretsOf" -}}
 endpoint: [RECO_LAKE_ACCESS_KEY, RECO_LAKE_SECRET_KEY, RECO_ONLINE_URL, RECO_STREAM_BUS, RECO_STREAM_KAFKA, RECO_STREAM_REGISTRY, RECO_SERVING_CLIENT_KEYS, RECO_SERVING_ADMIN_KEYS, RECO_ALERTS_WEBHOOK]
 consumer: [RECO_LAKE_ACCESS_KEY, RECO_LAKE_SECRET_KEY, RECO_ONLINE_URL, RECO_STREAM_BUS, RECO_STREAM_KAFKA, RECO_STREAM_REGISTRY]
 app: [RECO_LAKE_ACCESS_KEY, RECO_LAKE_SECRET_KEY, RECO_APP_KEY, RECO_TRACKING_URI]
 flows: [RECO_LAKE_ACCESS_KEY, RECO_LAKE_SECRET_KEY, RECO_ONLINE_URL, RECO_POSTGRES_URL, RECO_TRACKING_URI, RECO_SEARCH_STORAGE, RECO_ALERTS_WEBHOOK]
 gateway: []
+test: [RECO_SERVING_CLIENT_KEYS]
 {{- end }}
 
 {{/* The variables of a component that come from Secrets and are set, as a list in JSON. */}}
