@@ -16,7 +16,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo env test prepare lab ingest train promote report monitor kpis whatif search batch materialize argo serve app bench services docs client docs-serve lock clean
+.PHONY: help demo env test prepare lab ingest train promote report monitor kpis whatif search batch materialize argo serve app bench services docs client docs-serve lock clean chart helm
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,12 @@ materialize: $(STAMP) ## pasts of shoppers and features of items into the online
 argo: $(STAMP) ## every flow as objects of Argo Workflows, in deploy/argo/compiled (needs S3, no cluster: deploy/argo/README.md)
 	@exec $(BIN)/python flows/argo.py
 
+chart: $(STAMP) ## what is made of the Helm chart: copies, schema of the settings, table of values, rendered examples
+	@exec $(BIN)/python deploy/helm/make_chart.py
+
+helm: .venv/.uv ## Helm into .venv/bin, where the machine has none (Linux on x86-64)
+	@$(BIN)/python deploy/helm/get_helm.py
+
 serve: $(STAMP) ## the endpoint on the newest bundle
 	@exec $(BIN)/python -m app.serve
 
@@ -85,6 +91,7 @@ services: ## Debian packages that tests of real servers need (optional on a lapt
 	@command -v apt-get > /dev/null || { echo "make services needs apt-get (Debian, Ubuntu). Install by hand: $(SERVICES)"; exit 1; }
 	$(SUDO) apt-get update -qq
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SERVICES)
+	@$(MAKE) --no-print-directory helm || echo 'tests of the Helm chart will be skipped'
 
 # Its theme says at every build that it will be succeeded; the lock decides here.
 docs: $(STAMP) ## the documentation site, into _site, without a network

@@ -68,7 +68,8 @@ def settings_schema() -> dict:
             continue
         keys = {k: key_schema(name, k, v) for k, v in made["$defs"][field.annotation.__name__]["properties"].items()
                 if (name, k) not in secret and k not in OWN.get(name, ())}
-        if keys: sections[name] = {"type": "object", "additionalProperties": False, "properties": keys}
+        needed = {"required": there} if (there := [k for k in keys if (name, k) in ON_S3]) else {}
+        if keys: sections[name] = {"type": "object", "additionalProperties": False, "properties": keys} | needed
     return {"type": "object", "description": "keys of settings.ini by section; no secret, and nothing that the chart decides itself", "additionalProperties": False,
             "required": ["bundles", "data", "lake", "runs"], "properties": dict(sorted(sections.items()))}
 
