@@ -323,7 +323,7 @@ def test_every_variable_is_a_setting_that_the_platform_takes(name):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_folders_are_where_a_pod_can_write(name):
     folders = {"RECO_BUNDLES_CACHE", "RECO_DATA_PATH", "RECO_DATA_SCRATCH", "RECO_ONLINE_FOLDER", "RECO_SEARCH_FILE", "RECO_SEARCH_OUT", "RECO_TRACKING_FOLDER",
-               "METAFLOW_DATASTORE_SYSROOT_LOCAL", "METAFLOW_CARD_LOCALROOT", "METAFLOW_TEMPDIR"}
+               "METAFLOW_DATASTORE_SYSROOT_LOCAL", "METAFLOW_CARD_LOCALROOT", "METAFLOW_TEMPDIR", "METAFLOW_ARTIFACT_LOCALROOT"}
     for d, pod, c in all_containers(name):
         mounts = {m["mountPath"]: m for m in c.get("volumeMounts", [])}
         volumes = {v["name"]: v for v in pod["spec"].get("volumes", [])}

@@ -9,7 +9,8 @@ RECO_SEARCH_OUT: /var/lib/reco/best.ini
 RECO_TRACKING_FOLDER: /var/lib/reco/mlflow
 METAFLOW_DATASTORE_SYSROOT_LOCAL: /var/lib/reco
 METAFLOW_CARD_LOCALROOT: /var/lib/reco/.metaflow/mf.cards
-METAFLOW_TEMPDIR: /tmp
+METAFLOW_TEMPDIR: /var/lib/reco
+METAFLOW_ARTIFACT_LOCALROOT: /var/lib/reco
 {{- end }}
 
 {{/* The ConfigMap's data: the places, the files, then what values say. A number is written as JSON does: Go would make 1e+06 of a million. */}}
