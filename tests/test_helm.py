@@ -554,8 +554,8 @@ def test_a_connection_is_open_if_a_setting_needs_it_and_only_then(name):
     assert {a for a in into if a[0] != "outside"} == between, "both ends of an arrow, or it does not hold"
     said = values_of(name)["networkPolicy"]
     front = "gateway" if values_of(name)["gateway"]["enabled"] else "endpoint"
-    assert (("outside", front) in into) == bool(said["ingressFrom"] or (front == "endpoint" and (said["clientsFrom"] or said["metricsFrom"] or said["operatorFrom"])))
-    assert (("outside", "consumer") in into) == bool(said["metricsFrom"]) and ("outside", "flows") not in into
+    outside = {(front, "ingressFrom"), ("endpoint", "clientsFrom"), ("endpoint", "metricsFrom"), ("consumer", "metricsFrom")} | ({("endpoint", "operatorFrom")} if name == "ray" else set())
+    assert {to for by, to in into if by == "outside"} == {to for to, key in outside if said[key]}
     (nothing,) = (d["spec"] for d in MADE[name] if d["kind"] == "NetworkPolicy" and "app.kubernetes.io/component" not in d["spec"]["podSelector"]["matchLabels"])
     assert nothing["policyTypes"] == ["Ingress", "Egress"] and not {"ingress", "egress"} & set(nothing)
     assert all(chosen(pod["metadata"]["labels"], nothing["podSelector"]) for d in MADE[name] for pod in pod_templates(d))
