@@ -208,6 +208,20 @@ def test_kubernetes_knows_every_field(name, version):
     with pytest.raises(Exception, match="resource"): validate(spoilt, version, strict=True)
 
 
+def test_the_install_test_has_what_its_values_name():
+    validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate: the dev extra").validate
+    script, servers = (CHART / "ci" / "kind.sh").read_text(), list(yaml.safe_load_all((CHART / "ci" / "servers.yaml").read_text()))
+    for d in servers: validate(d, KUBERNETES[-1], strict=True)
+    assert subprocess.run(["bash", "-n", CHART / "ci" / "kind.sh"]).returncode == 0 and os.access(CHART / "ci" / "kind.sh", os.X_OK)
+    made = {name: set(re.findall(r"--from-literal=([\w.]+)=", words)) for name, words in re.findall(r"create secret generic (\S+) ((?:.*\\\n)*.*)", script)}
+    values = values_of("kind")
+    assert {k for k in values["secrets"]["keys"].values() if k} == made[values["secrets"]["existingSecret"]]
+    assert made[values["gateway"]["existingSecret"]] == {"people", "keys.map"}
+    assert made["reco-servers"] == set(re.findall(r"\$(REDIS_\w+)", str(servers))) | {"MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"}
+    services = {(d["metadata"]["name"], p["port"]) for d in servers if d["kind"] == "Service" for p in d["spec"]["ports"]}
+    assert services == {("redis", 6379), ("minio", 9000)} and values["settings"]["lake"]["endpoint"] == "http://minio:9000" and "@redis:6379/0" in script
+
+
 # fields of operators' objects that are used, by hand: from the references of the Prometheus operator 0.80 and of KubeRay 1.4
 FIELDS = {"ServiceMonitor": {"namespaceSelector.matchNames", "selector.matchLabels", "endpoints.port", "endpoints.path", "endpoints.interval", "endpoints.authorization.type",
                              "endpoints.authorization.credentials.name", "endpoints.authorization.credentials.key", "endpoints.relabelings.action",
