@@ -23,6 +23,8 @@ from shop_floor import listening
 
 from app.contract import Service, create_app
 from app.schedule import followers
+from reco.experiments.assignment import read_experiments
+from reco.reranking.rulebook import read_rules
 from reco.settings import SettingsError, load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -341,7 +343,8 @@ def test_every_variable_is_a_setting_that_the_platform_takes(name):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_folders_are_where_a_pod_can_write(name):
+def test_folders_are_where_a_pod_can_write(name, tmp_path):
+    seen = set()
     folders = {"RECO_BUNDLES_CACHE", "RECO_DATA_PATH", "RECO_DATA_SCRATCH", "RECO_ONLINE_FOLDER", "RECO_SEARCH_FILE", "RECO_SEARCH_OUT", "RECO_TRACKING_FOLDER",
                "METAFLOW_DATASTORE_SYSROOT_LOCAL", "METAFLOW_CARD_LOCALROOT", "METAFLOW_TEMPDIR", "METAFLOW_ARTIFACT_LOCALROOT"}
     for d, pod, c in all_containers(name):
@@ -354,10 +357,14 @@ def test_folders_are_where_a_pod_can_write(name):
             at = next((m for path, m in mounts.items() if Path(env[variable]).is_relative_to(path)), None)
             assert at and not at.get("readOnly") and {"emptyDir", "persistentVolumeClaim"} & set(volumes[at["name"]]), variable
         if component(d) != "consumer": assert volumes[mounts["/dev/shm"]["name"]]["emptyDir"] == {"medium": "Memory", "sizeLimit": "256Mi"}, "Ray's objects"
-        for variable in ("RECO_RULES_FILE", "RECO_EXPERIMENTS_FILE"):
+        for variable, read in (("RECO_RULES_FILE", read_rules), ("RECO_EXPERIMENTS_FILE", read_experiments)):
             if file := env.get(variable):
                 files = next(m["data"] for m in MADE[name] if m["kind"] == "ConfigMap" and m["metadata"]["name"] == volumes[mounts["/etc/reco"]["name"]]["configMap"]["name"])
-                assert Path(file).parent == Path("/etc/reco") and files[Path(file).name].strip()
+                assert Path(file).parent == Path("/etc/reco") and mounts["/etc/reco"]["readOnly"]
+                (tmp_path / "file.toml").write_text(files[Path(file).name])
+                assert read(tmp_path / "file.toml") != read(None)
+                seen.add(variable)
+    assert seen == {"small": {"RECO_RULES_FILE"}, "ray": {"RECO_EXPERIMENTS_FILE"}}.get(name, set())
 
 
 NEEDS = {  # components and the secrets that they read; nobody else has them
