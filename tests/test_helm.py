@@ -609,7 +609,7 @@ def as_its_pod(pod: dict, c: dict, env: dict[str, str], volumes: dict[str, Path]
     sandbox = shutil.which("bwrap") or pytest.skip("needs bubblewrap: make services")
     if subprocess.run([sandbox, "--ro-bind", "/", "/", "--unshare-user", "--unshare-pid", "true"], capture_output=True).returncode: pytest.skip("bubblewrap may not make a sandbox here")
     told, base = [sandbox, "--unshare-user", "--uid", "10001", "--gid", "10001", "--unshare-pid", "--die-with-parent", "--tmpfs", "/"], sys.base_prefix
-    for name in ("usr", "lib", "lib64", "bin", "sbin", "etc"):
+    for name in ("usr", "lib", "lib64", "bin", "sbin", "etc/ssl", "etc/passwd", "etc/hosts", "etc/nsswitch.conf", "etc/ld.so.cache"):
         path = Path("/", name)
         if path.is_symlink(): told += ["--symlink", os.readlink(path), str(path)]
         elif path.exists(): told += ["--ro-bind", str(path), str(path)]
@@ -619,7 +619,7 @@ def as_its_pod(pod: dict, c: dict, env: dict[str, str], volumes: dict[str, Path]
     assert pod["spec"]["securityContext"]["runAsUser"] == 10001 and c["securityContext"]["readOnlyRootFilesystem"]
     for mount in c["volumeMounts"]:
         own = volumes.get(mount["name"])
-        told += ["--bind", str(own), mount["mountPath"]] if own else ["--tmpfs", mount["mountPath"]]
+        told += ["--ro-bind" if mount.get("readOnly") else "--bind", str(own), mount["mountPath"]] if own else ["--tmpfs", mount["mountPath"]]
     image = {"PATH": "/opt/venv/bin:/usr/bin:/bin", "PYTHONPATH": "/srv/reco", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp", "RECO_SETTINGS": "/srv/reco/settings.ini",
              "NUMBA_CACHE_DIR": "/var/lib/reco/numba"}
     return [*told, "--remount-ro", "/", "--chdir", "/srv/reco", "--clearenv", *[x for k, v in (image | env).items() for x in ("--setenv", k, v)], *c["args"]]
@@ -629,7 +629,10 @@ def test_a_flow_runs_as_its_pod_would(tmp_path):
     """Metaflow, the lake and ingestion write to what is mounted, and nowhere else."""
     import boto3
     from s3 import KEY, SECRET, moto
-    raw = tmp_path / "raw"
+    raw, files = tmp_path / "raw", tmp_path / "files"
+    files.mkdir()
+    for m in MADE["small"]:
+        if m["kind"] == "ConfigMap" and component(m) == "files": (files / "rules.toml").write_text(m["data"]["rules.toml"])
     subprocess.run([sys.executable, "data/generators/generate_shop.py", "--out", str(raw)], cwd=ROOT, check=True, capture_output=True,
                    env=os.environ | {"RECO_SIMULATOR_USERS": "500", "RECO_SIMULATOR_ITEMS": "100", "RECO_SIMULATOR_EVENTS": "5000"})
     d, pod, c = next(found for found in all_containers("small") if found[2]["name"] == "ingest")
@@ -639,7 +642,7 @@ def test_a_flow_runs_as_its_pod_would(tmp_path):
         env = environment("small", d, c) | {"RECO_LAKE_ENDPOINT": s3, "RECO_LAKE_ACCESS_KEY": KEY, "RECO_LAKE_SECRET_KEY": SECRET, "RECO_DATA_SOURCE": "simulator",
                                             "RECO_ONLINE_URL": "", "RECO_TRACKING_ENABLED": "false"}
         mounted = copy.deepcopy(c) | {"volumeMounts": [*c["volumeMounts"], {"name": "raw", "mountPath": "/var/lib/reco/raw"}]} # flows.dataClaim
-        done = subprocess.run(as_its_pod(pod, mounted, env, {"raw": raw}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+        done = subprocess.run(as_its_pod(pod, mounted, env, {"raw": raw, "files": files}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
         assert done.returncode == 0, done.stdout[-3_000:]
         kept = {o["Key"].split("/")[0] for o in client.list_objects_v2(Bucket="reco")["Contents"]}
     assert {"lake", "metaflow"} <= kept, "what the next pod needs is on S3"
