@@ -497,6 +497,17 @@ def test_images_run_programs_that_there_are(name):
         assert re.search(r"python (-m app\.|flows/)", words) or c["name"] == "ask"
 
 
+def test_images_are_what_the_dockerfiles_make_and_those_of_compose():
+    copied = {"reco/endpoint": {"app", "reco"}, "reco/app": {"app", "reco"}, "reco/flows": {"app", "data", "flows", "nbs", "reco"}}
+    for image, folders in copied.items():
+        text = (ROOT / "deploy" / "docker" / f"{image.partition('/')[2]}.Dockerfile").read_text()
+        assert "USER 10001:10001" in text and 'ENTRYPOINT ["tini", "--"]' in text and "WORKDIR /srv/reco" in text
+        assert folders <= set(re.findall(r"^COPY (\w+) \1$", text, re.MULTILINE)), image
+    compose = {s["image"] for s in yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()}
+    servers = {c["image"] for d in yaml.safe_load_all((CHART / "ci" / "servers.yaml").read_text()) for pod in pod_templates(d) for c in containers(pod)}
+    assert {":".join(VALUES["images"]["gateway"][k] for k in ("repository", "tag"))} | servers | {f"{i}:0.1.0" for i in copied} <= compose
+
+
 def chains(name: str) -> dict[str, list[str]]:
     """Flows of each CronJob in their order."""
     jobs = {d["metadata"]["name"]: pod_templates(d)[0]["spec"] for d in MADE[name] if d["kind"] == "CronJob"}
