@@ -26,7 +26,7 @@ from mkdocs.structure.files import File, Files  # noqa: E402
 from mkdocs.structure.pages import Page  # noqa: E402
 
 REPOSITORY = "https://github.com/reco-platform/reco"
-READMES = ("README.md", "benchmarks/README.md", "data/README.md", "deploy/**/README.md", "clients/**/README.md")
+READMES = ("README.md", "README.id.md", "benchmarks/README.md", "data/README.md", "deploy/**/README.md", "clients/**/README.md")
 GENERATED: dict[str, Callable[[], str]] = {
     "reference/http.md": make_http.page, "reference/settings.md": make_settings.page, "reference/schemas.md": make_schemas.page,
     **{f"reference/python/{name}.md": lambda name=name: make_python.page(name) for name in make_python.modules()}}
@@ -36,7 +36,7 @@ def page_of(
     path: str, # a file of the repository
 ) -> str:      # its page, whether there is one or not
     "Where a file is found in the site."
-    if path == "README.md": return "overview.md"
+    if path in ("README.md", "README.id.md"): return path.replace("README", "overview")
     if path.startswith("docs/"): return path.removeprefix("docs/")
     if path.endswith(".ipynb"): return path.removesuffix(".ipynb") + ".md"
     return path.replace("README.md", "index.md")

@@ -359,6 +359,12 @@ def test_the_scheduler_says_what_comes_and_ends_at_once(platform):
     assert running.stop() == 0 and time.monotonic() - began < 5
 
 
+def test_memory_is_told(platform):
+    """For the handbook's table; nothing is asserted of a machine."""
+    print("memory in MB:", {name: round(p.memory_mb()) for name, p in platform.running.items() if p.process.poll() is None})
+    with urllib.request.urlopen("http://mlflow:5000/health") as answer: assert answer.status == 200
+
+
 def test_sigterm_lets_every_request_end_that_was_taken(platform):
     """In front of it a gateway asks again where a connection is refused; what was begun must not break."""
     shopper, running = a_shopper(platform), platform.running["endpoint"]
@@ -421,9 +427,3 @@ def test_what_was_backed_up_comes_back(platform):
     assert found.status_code == 200 and len(found.json()["recommendations"]) == 5
     assert published() == before and f"current: {platform.gateway.get('/v1/bundle', headers=platform.admin).json()['id']}" in before
     assert platform.lake().read("interactions").collect().height >= events
-
-
-def test_memory_is_told(platform):
-    """For the handbook's table; nothing is asserted of a machine."""
-    print("memory in MB:", {name: round(p.memory_mb()) for name, p in platform.running.items() if p.process.poll() is None})
-    with urllib.request.urlopen("http://mlflow:5000/health") as answer: assert answer.status == 200
