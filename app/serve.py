@@ -343,12 +343,23 @@ def start(
     serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
     serve.run(application({"bundle": bundle, "replicas": replicas, "max_replicas": max_replicas}), logging_config=quiet)
 
+DRAIN_S = 10 # requests that were taken may last so long; most are done in milliseconds
+
+def drain() -> None:
+    "Take no more requests and let those end that were taken: HAProxy's soft stop (its management guide, 4. Stopping and restarting). Ray itself would cut them off."
+    import psutil
+    fronts = [p for p in psutil.Process().children(recursive=True) if p.name() == "haproxy"]
+    for front in fronts:
+        with contextlib.suppress(psutil.NoSuchProcess): front.send_signal(signal.SIGUSR1)
+    psutil.wait_procs(fronts, timeout=DRAIN_S)
+
 def stop() -> None:
-    "End the replicas, HAProxy and Ray's processes that `start` began."
+    "End the replicas, HAProxy and Ray's processes that `start` began, when they have answered what they took."
     if "ray" not in sys.modules: return # never got that far
     import ray
     from ray import serve
     if not ray.is_initialized(): return
+    drain()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(sys.stdout): # Ray calls its controller's end an error
         serve.shutdown()
         ray.shutdown()

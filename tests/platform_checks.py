@@ -310,7 +310,7 @@ def test_mlflow_keeps_runs_in_postgresql_and_artifacts_on_s3(platform):
     assert [a["alias"] for a in model["aliases"]] == ["champion"]
     with psycopg.connect(f"postgresql://mlflow:{platform.env['MLFLOW_DB_PASSWORD']}@postgres:5432/mlflow") as db:
         uris = [row[0] for row in db.execute("SELECT artifact_uri FROM runs")]
-    assert uris and all(uri.startswith("mlflow-artifacts:") for uri in uris)
+    assert uris and all(uri.startswith("s3://reco/mlflow/") for uri in uris)
     import boto3
     s3 = boto3.client("s3", endpoint_url="http://minio:9000", region_name="us-east-1", aws_access_key_id=platform.env["S3_ACCESS_KEY"], aws_secret_access_key=platform.env["S3_SECRET_KEY"])
     for place in ("lake", "bundles", "metaflow", "mlflow"): assert s3.list_objects_v2(Bucket="reco", Prefix=f"{place}/")["KeyCount"], place
@@ -366,9 +366,9 @@ def test_memory_is_told(platform):
 
 
 def test_sigterm_lets_every_request_end_that_was_taken(platform):
-    """In front of it a gateway asks again where a connection is refused; what was begun must not break."""
+    """What waits for a connection when the door is shut is reset, at most one for each who asks, and a gateway asks again; what was taken is answered."""
     shopper, running = a_shopper(platform), platform.running["endpoint"]
-    broken, answered, over = [], [], threading.Event()
+    answered, cut, reset, over = [], [], [], threading.Event()
 
     def ask(turn: int) -> None:
         while not over.is_set():
@@ -376,7 +376,8 @@ def test_sigterm_lets_every_request_end_that_was_taken(platform):
                 with httpx.Client(base_url="http://endpoint:8000", trust_env=False, timeout=20) as http:
                     answered.append(http.get(f"/recommendations/v1/{shopper}?k={turn + 5}", headers=platform.client).status_code)
             except httpx.ConnectError: over.wait(0.05)
-            except httpx.HTTPError as e: broken.append(repr(e))
+            except (httpx.ReadError, httpx.WriteError) as e: reset.append(repr(e))
+            except httpx.HTTPError as e: cut.append(repr(e))
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
     for t in threads: t.start()
@@ -387,7 +388,8 @@ def test_sigterm_lets_every_request_end_that_was_taken(platform):
     over.set()
     for t in threads: t.join()
     assert code == 0 and took < limit and len(answered) > 20
-    assert not broken and set(answered) <= {200, 503}, (broken[:5], len(broken), {s: answered.count(s) for s in {*answered}})
+    assert not cut and len(reset) <= len(threads) and set(answered) == {200}, (cut, reset, {s: answered.count(s) for s in {*answered}})
+    print(f"{len(answered)} requests answered, {len(reset)} reset before they were taken, ended {took:.1f} s after SIGTERM")
 
 
 def test_what_was_backed_up_comes_back(platform):
@@ -413,7 +415,8 @@ def test_what_was_backed_up_comes_back(platform):
     s3 = boto3.resource("s3", endpoint_url="http://minio:9000", region_name="us-east-1", aws_access_key_id=platform.env["S3_ACCESS_KEY"], aws_secret_access_key=platform.env["S3_SECRET_KEY"])
     s3.Bucket("reco").objects.delete()
     for name in databases:
-        with psycopg.connect(f"postgresql://postgres:{password['PGPASSWORD']}@postgres:5432/{name}", autocommit=True) as db: db.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        with psycopg.connect(f"postgresql://postgres:{password['PGPASSWORD']}@postgres:5432/postgres", autocommit=True) as db: # as databases.sh makes them on a new server
+            for statement in (f"DROP DATABASE {name} WITH (FORCE)", f"CREATE DATABASE {name} OWNER {name}", f"REVOKE ALL ON DATABASE {name} FROM PUBLIC"): db.execute(statement)
     with redis.Redis(host="redis", password=platform.env["REDIS_PASSWORD"]) as store: store.flushall()
 
     code, said = ran(flows, platform.root / "backup.log", ["python", "-m", "app.backup", "restore", "/backups/one"], 120, **told)
