@@ -5,7 +5,7 @@ import inspect
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_args
@@ -87,7 +87,8 @@ def _scored(
 
 # ---- one call, whoever makes it ---------------------------------------------------------------------------------------
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 TRIES, FIRST_S, LONGEST_S = 3, 0.1, 2.0 # of what can be asked again; pauses double, and half of each is drawn
 AGAIN = 429, 502, 503, 504              # busy, or on its way back
 
@@ -185,7 +186,7 @@ def _recommendations(
 ) -> Call[list[Scored]]: # best first
     "The items of `recommend`."
     whole = _recommend(user_id, k)
-    return replace(whole, read=lambda a: whole.read(a).items)
+    return Call(whole.method, whole.path, lambda a: whole.read(a).items, whole.said, whole.request_id, whole.again)
 
 def _similar(
     item_id: str,          # of the page
@@ -275,7 +276,7 @@ def _rollback(
 
 # ---- who makes the calls ----------------------------------------------------------------------------------------------
 
-def _shown(method: Callable, described: Callable) -> Callable: # the same method, for `help` and editors
+def _shown(method: Any, described: Callable) -> Callable: # the same method, for `help` and editors
     "A method that reads as what it was made of."
     wraps(described, updated=())(method)
     del method.__wrapped__
@@ -325,10 +326,13 @@ class Client:
         began, tries = time.perf_counter(), 0
         while True:
             tries += 1
+            got: httpx.Response|httpx.TransportError
             try: got = self._http.request(**call.request())
             except httpx.TransportError as e: got = e
             wait = call.wait(tries, got, self.address, self.timeout_s)
-            if wait is None: return call.result(got, self.address, time.perf_counter() - began)
+            if wait is None:
+                assert isinstance(got, httpx.Response) # of anything else `wait` makes an error
+                return call.result(got, self.address, time.perf_counter() - began)
             time.sleep(wait)
 
     recommend, recommendations, similar = blocking(_recommend), blocking(_recommendations), blocking(_similar)
@@ -361,10 +365,13 @@ class AsyncClient:
         began, tries = time.perf_counter(), 0
         while True:
             tries += 1
+            got: httpx.Response|httpx.TransportError
             try: got = await self._http.request(**call.request())
             except httpx.TransportError as e: got = e
             wait = call.wait(tries, got, self.address, self.timeout_s)
-            if wait is None: return call.result(got, self.address, time.perf_counter() - began)
+            if wait is None:
+                assert isinstance(got, httpx.Response) # of anything else `wait` makes an error
+                return call.result(got, self.address, time.perf_counter() - began)
             await asyncio.sleep(wait)
 
     recommend, recommendations, similar = awaited(_recommend), awaited(_recommendations), awaited(_similar)

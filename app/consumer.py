@@ -37,7 +37,7 @@ def said(
     registry: CollectorRegistry,  # of `Metrics`
 ) -> str:                         # one line
     "Events and lists, duplicates, dead letters and lag so far."
-    value = {s.name: 0 for m in registry.collect() for s in m.samples}
+    value = {s.name: 0.0 for m in registry.collect() for s in m.samples}
     for m in registry.collect():
         for s in m.samples: value[s.name] += s.value  # dead letters add up over their reasons
     get = lambda name: sum(int(value.get(f"reco_{of}_{name}", 0)) for of in ("stream", "served"))

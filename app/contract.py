@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 from urllib.parse import unquote_plus
 
 from fastapi import Depends, FastAPI, Query, Request, Response, Security
@@ -279,7 +279,9 @@ class Refused(Exception):
         super().__init__(detail)
         self.status, self.title, self.detail, self.headers = status, title, detail, headers or {}
 
-def _problem_docs(reason: str) -> dict: # one entry of a route's `responses`
+Responses = dict[int|str, dict[str, Any]] # status → what /docs says of it
+
+def _problem_docs(reason: str) -> dict[str, Any]: # one entry of a route's `responses`
     return {"description": reason, "content": {PROBLEM: {"schema": Problem.model_json_schema()}}}
 
 def _problem(status: int, title: str, detail: str, headers: dict[str, str]|None = None) -> Response: # an error answer
@@ -360,11 +362,15 @@ class NotFollowing(BundleError):
 
 class Service(Protocol):
     "What the contract needs behind it."
-    bundle_id: str
-    about: dict      # the bundle's manifest, for `/v1/bundle`
-    refused: Refusal|None # what is published, where it is not what is served
     keys: Keys
     meter: Meter
+
+    @property
+    def bundle_id(self) -> str: ...
+    @property
+    def about(self) -> dict: ...           # the bundle's manifest, for `/v1/bundle`
+    @property
+    def refused(self) -> Refusal|None: ... # what is published, where it is not what is served
 
     def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
         "Raises `RequestError` for a request that cannot be meant."
@@ -487,7 +493,7 @@ def create_app(
     app = FastAPI(title="reco", version=reco.__version__, redirect_slashes=False, description=
                   "Recommendations for a shop. Every shopper gets an answer: an unknown one gets what is popular.")
     for error, handler in ((RequestValidationError, _invalid), (HTTPException, _http), (Refused, _refused), (Exception, _crash)):
-        app.add_exception_handler(error, handler)
+        app.add_exception_handler(error, handler) # type: ignore[arg-type] # Starlette knows of no handler of one kind of error
     plain = _add_recommendations(app, service, echo)
     app.add_middleware(PlainFirst, reply=plain, route=next(r for r in app.routes if getattr(r, "operation_id", "") == "recommendations"))
     app.add_middleware(Bounded)
@@ -542,10 +548,10 @@ def _add_recommendations(app: FastAPI, service: Service, echo: bool) -> Callable
     client = [Depends(allowing(service, ("client", "admin")))]
     Role = Annotated[str, Depends(allowing(service, ("client", "admin")))]
     Explain = Annotated[bool, Query(description="say why, per item: sources, SHAP values and a sentence; for admins")]
-    wrong = {401: _problem_docs("no valid key, where keys are set"), 422: _problem_docs("a parameter is out of range; the detail says what is allowed")}
+    wrong: Responses = {401: _problem_docs("no valid key, where keys are set"), 422: _problem_docs("a parameter is out of range; the detail says what is allowed")}
     long = wrong | {413: _problem_docs("the body is too large")}
     told = wrong | {403: _problem_docs("explain needs a key of the role admin")}
-    found = lambda example=None: {200: {"description": "best first", "headers": TOLD, "content": {"application/json": {"example": example} if example else {}}}}
+    found: Callable[..., Responses] = lambda example=None: {200: {"description": "best first", "headers": TOLD, "content": {"application/json": {"example": example} if example else {}}}}
     K = Annotated[int, Query(ge=1, le=MAX_K, description="how many items at most")]
     Wanted = Annotated[str, Query(max_length=MAX_FILTER, description="which items may be shown: category:shoes,price<50")]
     Who = Annotated[str, Query(max_length=MAX_ID, description="the shopper, if known: the past counts too")]
@@ -703,7 +709,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         return Response(to_json(service.about), media_type="application/json")
 
     admin = [Depends(allowing(service, ("admin",)))]
-    moved = {401: _problem_docs("no valid key"), 403: _problem_docs("not an admin's key"), 409: _problem_docs("there is nothing to go back to, or one bundle is served whatever is published"),
+    moved: Responses = {401: _problem_docs("no valid key"), 403: _problem_docs("not an admin's key"), 409: _problem_docs("there is nothing to go back to, or one bundle is served whatever is published"),
              413: _problem_docs("the body is too large"), 422: _problem_docs("the bundle was refused; the detail says why"), 503: _problem_docs("it could not be written down: ask again")}
 
     @app.put("/v1/bundle", response_model=Published, tags=["operations"], operation_id="publish", dependencies=admin,

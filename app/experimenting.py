@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,8 +60,8 @@ def means_of(
 ) -> Means:
     "What to serve."
     if not (second := other_side(arms)): return Means(served_by(arms), changes_of(arms))
-    [duel] = (a for a in arms if a.against)
-    return Means(served_by(arms), changes_of(arms), means_of(second), (duel.variant.name, duel.against.name))
+    [teams] = ((a.variant.name, a.against.name) for a in arms if a.against)
+    return Means(served_by(arms), changes_of(arms), means_of(second), teams)
 
 
 def experiments_of(
@@ -130,9 +130,9 @@ class Experimenting:
         wanted = {self.book.holdout_serve, *(v.serve for e in self.book.experiment for v in e.variant)} - {"champion", NON_PERSONALISED}
         for serve in set(self.others) - wanted: self._let_go(serve)
         lacking = [e for serve in sorted(wanted) if (e := self._have(serve))]
-        ahead = [side for arms in combinations_of(self.book) for side in (arms, other_side(arms)) if side] if (bundle := self.champion()) else []
-        for arms in ahead:
-            with giving_way(): varied(self._serving(served_by(arms), bundle, quiet=True), changes_of(arms))
+        if bundle := self.champion():
+            for side in (side for arms in combinations_of(self.book) for side in (arms, other_side(arms)) if side):
+                with giving_way(): varied(self._serving(served_by(side), bundle, quiet=True), changes_of(side))
         if lacking: raise lacking[0]
 
     def _serving(self, serve: str, bundle: ModelBundle, quiet: bool = False) -> ModelBundle: # the champion where the other is not there
@@ -156,6 +156,7 @@ class Experimenting:
     def _have(self, serve: str) -> Exception | None: # why it is not there, or not the newest
         try: self._load(serve)
         except (BundleError, NotNow, OSError) as e: return e
+        return None
 
     def _load(self, serve: str) -> None:
         if self.root is None: raise BundleError(f"serve = {serve!r}: one bundle is served whatever there is beside it")
@@ -212,7 +213,7 @@ def together(
     by_id[NOBODY], names = by_id[SECOND] | by_id[FIRST], list(number)
     draft, name = interleaved(first, second, k, seed), {FIRST: teams[0], SECOND: teams[1], NOBODY: None}
     items = [by_id[who][names[i]]._replace(team=name[who] if whole else None) for i, who in zip(draft.items.tolist(), draft.team.tolist(), strict=True)]
-    total = lambda what: dict(Counter(getattr(a, what)) + Counter(getattr(b, what)))
+    total: Callable[[str], dict[str, Any]] = lambda what: dict(Counter(getattr(a, what)) + Counter(getattr(b, what)))
     return replace(a, items=items, fallback=a.fallback and b.fallback, kept=a.kept and b.kept, without=tuple(dict.fromkeys(a.without + b.without)),
                    dropped=total("dropped"), seconds=total("seconds"), proposed=total("proposed"))
 

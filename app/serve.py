@@ -10,11 +10,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from deltalake.exceptions import DeltaError
 from fastapi import FastAPI
@@ -59,8 +59,8 @@ NEW_S = 1         # an answer about a new item waits so long until the item is s
 
 class Replica:
     "Holds one bundle and a connection to the online store; Ray Serve makes `replicas` of them."
-    bundle: ModelBundle|None = None # until the first `reconfigure`
-    store: OnlineStore|None = None
+    bundle: ModelBundle = None # type: ignore[assignment] # until the first `reconfigure`, before which nothing is asked
+    store: OnlineStore = None # type: ignore[assignment] # until `open`
     intake: Intake|None = None
     following: Following|None = None # None when one bundle is served whatever is published
     log: ServeLog[Shown]|None = None # None when lists are not written down
@@ -84,10 +84,10 @@ class Replica:
     ) -> None:
         "Take a bundle into service; raises `BundleError`, and then the one before stays. Ray Serve calls it for each new config."
         folder, following = bundles_root(load_settings(), config["bundle"]), None
-        one = isinstance(folder, Path) and (folder/"manifest.json").is_file()
+        one = folder if isinstance(folder, Path) and (folder/"manifest.json").is_file() else None # the bundle, where it is one alone
         if not one: to_serve(folder) # raises when nothing was ever published there
         self.open()
-        if one: self.use(self.prepared(folder))
+        if one: self.use(self.prepared(one))
         else:
             following = Following(folder, self.prepared, self.use, self.meter.refused.inc)
             following.begin()
@@ -122,7 +122,7 @@ class Replica:
         self.meter.asof.set(bundle.moment.asof/1000)
 
     @property
-    def refused(self) -> Refusal|None: return self.following and (self.following.blind or self.following.refusal)
+    def refused(self) -> Refusal|None: return (self.following.blind or self.following.refusal) if self.following else None
 
     def publish(self, bundle_id: str, who: str, why: str) -> Publication:
         if self.following is None: raise NotFollowing
@@ -154,6 +154,7 @@ class Replica:
         make: Callable[[Placed, float|None], RecommendationResponse], # told how long it may take
     ) -> RecommendationResponse:
         "One list of two variants, of which each has half of the time: the second must not be poorer for coming second."
+        assert placed.other is not None # two variants are drafted from
         half = self.deadline_s and self.deadline_s/2
         a, b = make(placed, half), make(placed.other, half)
         return replace(together(a, b, placed.teams, request.k, seed_of(request)), variant=placed.label)
@@ -192,7 +193,7 @@ class Replica:
     def put_item(self, item_id: str, change: dict) -> tuple[int, bool, bool]: # number of the change, whether it was one, whether the item is live
         "Keep what the shop says of an item, and show it; raises `StoreError`."
         bundle = self.bundle
-        version, changed = self.store.breaker.ask(lambda: self.store.put_item(item_id, change))
+        version, changed = cast(tuple[int, bool], self.store.breaker.ask(lambda: self.store.put_item(item_id, change)))
         return version, changed, online_of(bundle, self.store).bring(version, item_id, NEW_S)
 
     def erase(self, user_id: str) -> tuple[dict[str, int], bool]: # rows of each table, and whether the online store knew the shopper
@@ -245,7 +246,7 @@ def open_intake(
     store = open_store(settings, BUS_S) # a client of its own: on the bus a write may wait for the disk
     producer = open_producer(settings.stream, store.client, BUS_S)
     both = arrivals(producer, store)
-    return Intake(open_codec(settings.stream).encode, producer, both and both.keep)
+    return Intake(open_codec(settings.stream).encode, producer, both.keep if both else None)
 
 def ping(
     store: OnlineStore,
@@ -266,12 +267,13 @@ def scale(
     return {"autoscaling_config": {"min_replicas": least, "initial_replicas": least, "max_replicas": most} | AUTOSCALING}
 
 def application(
-    args: dict[str, str], # "bundle": as for `Replica.reconfigure`, the settings' own if not given; "replicas" and "max_replicas": how many, 1 and no more
+    args: Mapping[str, object], # "bundle": as for `Replica.reconfigure`, the settings' own if not given; "replicas" and "max_replicas": how many, 1 and no more
 ) -> "Application":       # what `serve.run` and `serve deploy` take; `app.cluster` makes the file for the latter
     "The Ray Serve application."
     from ray import serve
-    return serve.deployment(serve.ingress()(Replica), name="recommendations").options(
-        **scale(int(args.get("replicas", 1)), int(args.get("max_replicas", 0))), user_config={"bundle": str(args.get("bundle", ""))}, max_ongoing_requests=100,
+    made = cast("serve.Deployment", serve.deployment(serve.ingress()(Replica), name="recommendations")) # its overloads speak of functions alone
+    return made.options(
+        **scale(int(str(args.get("replicas", 1))), int(str(args.get("max_replicas", 0)))), user_config={"bundle": str(args.get("bundle", ""))}, max_ongoing_requests=100,
         graceful_shutdown_timeout_s=5, ray_actor_options={"num_cpus": 0.5}).bind()
 
 # ---- running it ---------------------------------------------------------------------------------------------------
@@ -313,7 +315,7 @@ def init_ray(
     import ray
     for tries in range(1, TRIES + 1):
         try:
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level="error", log_to_driver=False,
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False,
                      object_store_memory=128 * 2**20) # requests never pass through it
             return
         except Exception as e: # Ray has no type of its own for this

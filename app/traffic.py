@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -52,10 +53,10 @@ class Days:
     changes: pl.DataFrame     # CATALOG rows of these days, by valid_from
 
     @property
-    def begin(self) -> datetime: return self.events["ts"].min().replace(minute=0, second=0, microsecond=0)
+    def begin(self) -> datetime: return cast(datetime, self.events["ts"].min()).replace(minute=0, second=0, microsecond=0)
 
     @property
-    def end(self) -> datetime: return self.events["ts"].max()
+    def end(self) -> datetime: return cast(datetime, self.events["ts"].max())
 
 def days_of(
     folder: Path, # of the simulated shop
@@ -67,7 +68,8 @@ def days_of(
             raise TrafficError(f"{folder/name}.parquet is missing: `python data/generators/generate_shop.py --later 10` makes a shop with days that are still to happen")
     found = {n: pl.read_parquet(folder/f"{name}.parquet") for n, name in names.items()}
     newest = found["items"].sort("valid_from").unique("item_id", keep="last")
-    changes = found["items"].filter(pl.col("valid_from") >= found["events"]["ts"].min().replace(hour=0, minute=0, second=0, microsecond=0)).sort("valid_from", "item_id")
+    first = cast(datetime, found["events"]["ts"].min()).replace(hour=0, minute=0, second=0, microsecond=0)
+    changes = found["items"].filter(pl.col("valid_from") >= first).sort("valid_from", "item_id")
     found["items"] = newest.select("item_id", "category_id", price=pl.col("price")*(1 - pl.col("discount").fill_null(0)))
     return Days(**found | {"events": found["events"].sort("ts", "event_id"), "changes": changes})
 
@@ -138,7 +140,7 @@ class Drain:
     def waiting(self) -> int: return max(self.replica.store.client.xlen(t) for t in self.topics) # on the fuller of the two
 
     def __call__(self) -> None:
-        self.replica.log.flush()
+        if self.replica.log: self.replica.log.flush()
         app.consumer.run(self.settings, MARK, lambda: not self.waiting)
 
 SPOKEN = "title", "description", "category_id", "category_path", "brand", "price", "discount", "available" # of an item, as `PUT /items/v1` has them
@@ -189,6 +191,7 @@ def traffic(
     if settings.stream.bus.get_secret_value().startswith("kafka"): raise TrafficError("[stream] bus is Kafka: traffic is for the embedded store, or for a Redis")
     days, replica = days_of(settings.path(settings.data.path)), replica_of(settings)
     drain = Drain(settings, replica)
+    assert replica.log and replica.experimenting
     with contextlib.closing(replica.log), contextlib.closing(replica.store):
         drain() # of a run that was killed
         done = went_on_until(open_lake(settings))

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from urllib.parse import urlsplit
 
 from reco.data.objects import ObjectError, Objects, reached
@@ -92,7 +93,7 @@ class Request(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: pass
 
 
-def without_nulls(value: object) -> object:
+def without_nulls(value: Any) -> Any:
     """JSON without the keys that say nothing, which Metaflow sends by the dozen."""
     if isinstance(value, dict): return {k: without_nulls(v) for k, v in value.items() if v is not None}
     return [without_nulls(v) for v in value] if isinstance(value, list) else value
@@ -186,7 +187,7 @@ def main() -> None:
     for line in forgetful(settings): print(f"warning: {line}", file=sys.stderr)
     names = asked.flow or list(flows)
     with ThreadPoolExecutor(2) as pool: done = [pool.submit(compiled, flows[n], settings, env, asked.timeout) for n in names]
-    failed = [str(e) for job in done if (e := job.exception())]
+    failed = [str(error) for job in done if (error := job.exception())]
     for name, job in zip(names, done, strict=True):
         if job.exception(): continue
         objects = job.result()

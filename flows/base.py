@@ -75,7 +75,9 @@ def moment_of(text: str) -> datetime:
 
 class Watch:
     """Seconds of the parts of a step, in their order."""
-    def __init__(self) -> None: self.at, self.seconds = time.perf_counter(), {}
+    def __init__(self) -> None:
+        self.at = time.perf_counter()
+        self.seconds: dict[str, float] = {}
 
     def done(self, part: str) -> None:
         """What passed since the last part ended belongs to this one."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 import polars as pl
 from base import HERE, PROJECT, SETTINGS, TABLES, card_table, run_record
@@ -32,7 +33,7 @@ def scorer(bundle: str, batch, per_item) -> Callable[[int], dict]:
     return open_scorer(settings, bundle_at(bundles_root(settings), bundle), batch, per_item)
 
 
-def scored(parts: list[int], *args: object) -> Iterator[dict]:
+def scored(parts: list[int], *args: Any) -> Iterator[dict]:
     """What is noted of each part, as they are done; `args` are those of `scorer`."""
     if SETTINGS.batch.workers == 1 and not os.environ.get("RAY_ADDRESS"):
         yield from map(scorer(*args), parts)

@@ -114,9 +114,10 @@ def counted(lake, snapshots: dict[str, str], now: datetime, days: int, late: lis
     oldest = epoch_ms(midnight - timedelta(days=K.experiment_days)) # an experiment without a first day began long ago
     read_from = [(datetime.fromtimestamp(max(e.window[0], oldest)/1000, UTC) - BEFORE).date() for e in running]
     nothing = outcomes_of(EXPOSURES.empty(), INTERACTIONS.empty(), window)
-    kpis, varied, read = [], [], {e.name: [] for e in running}
-    days = sorted(wanted.union(*(days_until(d, now) for d in read_from)))
-    for outcomes in chain([nothing], day_by_day(exposures, events, days, now, window)): # so that the tables have their columns when nothing was shown
+    kpis, varied = [], []
+    read: dict[str, list] = {e.name: [] for e in running}
+    to_read = sorted(wanted.union(*(days_until(d, now) for d in read_from)))
+    for outcomes in chain([nothing], day_by_day(exposures, events, to_read, now, window)): # so that the tables have their columns when nothing was shown
         if outcomes.height:
             for e in running: read[e.name].append(rows_of(e, outcomes))
             if outcomes["ts"][0].date() not in wanted: continue

@@ -151,18 +151,18 @@ def compared(lake, champion: str, now: datetime, snapshots: dict[str, str]) -> F
     asof = datetime.fromtimestamp(bundle.moment.asof/1000, UTC)
     then, late = stretches(asof, now, M.days, M.reference_days)
     sides = [facts(events, catalog, s, gap) for s in (then, late)]
-    drift = [drift_table(t, sides[0][t], sides[1][t], "who", bins=M.bins, most=M.words) for t in sides[0]]
+    tables = [drift_table(t, sides[0][t], sides[1][t], "who", bins=M.bins, most=M.words) for t in sides[0]]
     pages = {t: (sides[0][t], sides[1][t]) for t in ("events", "catalog")}
     strongest = strongest_of(bundle.ranker)
     if answers := both_answers(lake, bundle, events, catalog, late):
         for t in ("rows", "scores", "lists"):
             a, b = pages[t] = tuple(getattr(x, t) for x in answers)
-            drift.append(drift_table(t, a, b, "who", "moment", M.bins, M.words))
+            tables.append(drift_table(t, a, b, "who", "moment", M.bins, M.words))
         pages["rows"] = tuple(x.rows.select(strongest) for x in answers)
-    if shown := both_shown(lake, snapshots, champion, late):
-        drift.append(drift_table("served", *shown, "who", bins=M.bins, most=M.words))
-        pages["served"] = shown
-    drift = pl.concat(drift)
+    if served := both_shown(lake, snapshots, champion, late):
+        tables.append(drift_table("served", *served, "who", bins=M.bins, most=M.words))
+        pages["served"] = served
+    drift = pl.concat(tables)
     daily = daily_conversion(events, Stretch(then.since, now, then.window), gap)
     asked = deciding(drift, M.columns.split(), strongest)
     reasons = [by_drift(asked, M.psi, M.chance), by_metric("conversion of visits", daily, asof.date(), M.kpi_fall),
@@ -185,7 +185,7 @@ def skew_of(lake, snapshots: dict[str, str], bundle, events: pl.LazyFrame, catal
     return Skew(found, made.excluded, first_apart(made.items), beyond(found, M.skew))
 
 
-def both_shown(lake, snapshots: dict[str, str], champion: str, late) -> tuple | None:
+def both_shown(lake, snapshots: dict[str, str], champion: str, late) -> tuple[pl.DataFrame, pl.DataFrame] | None:
     """What was served in the champion's first days, or in the days before, and in the last days; None where either is missing."""
     if "exposures" not in snapshots: return None
     from reco.monitoring.shown import shown_sides

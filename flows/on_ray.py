@@ -29,7 +29,7 @@ def ray_running() -> Iterator[int]:
     """Ray, and how many cores it has; raises `WorkError` when it cannot be started or reached."""
     for name, value in QUIET.items(): os.environ.setdefault(name, value) # read when Ray is imported
     import ray
-    quiet = {"logging_level": "error", "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     try:
         if os.environ.get("RAY_ADDRESS"): ray.init(**quiet)
         else: start_ray(quiet)
@@ -79,11 +79,12 @@ def each_done(make: Callable[..., Callable[[Any], Any]], args: Iterable[object],
     from ray.exceptions import RayError, RayTaskError
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__]) # a cluster's nodes have the package `reco`, but not this folder
     packed, kind = ray.put(ray.cloudpickle.dumps((make, args))), ray.remote(Worker).options(num_cpus=1)
-    queue, busy = deque((p, 1) for p in parts), {} # (part, try); answer that is awaited → (worker, part or None, try)
+    queue = deque((p, 1) for p in parts)  # (part, try)
+    busy: dict[Any, tuple[Any, Any, int]] = {} # answer that is awaited → (worker, part or None, try)
     lost: list[tuple[str, Exception]] = [] # parts that are given up
 
     def hire(n: int) -> None: # on a full cluster a worker may have to wait for its place, and no part waits with it
-        worker = kind.remote(ONE_THREAD | env)
+        worker: Any = kind.remote(ONE_THREAD | env)
         busy[worker.make.remote(packed)] = worker, None, n
 
     def last_words(what: str, e: Exception) -> str:

@@ -60,12 +60,12 @@ class PromoteFlow(FlowSpec):
         if self.challenger != self.champion:
             from reco.evaluation.verdict import all_gates, record  # brings numba and LightGBM, which take seconds
             case = case_of(self.challenger, self.champion, self.force_reason)
-            self.report = all_gates(case)
+            self.report = report = all_gates(case)
             self.record = run_record(self.settings, self.git_sha, {"lake": SETTINGS.lake.root, "champion": self.champion}, snapshots_of(self.challenger))
             about = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "run": current.run_id, "git_sha": self.git_sha}
             path = keep_report(ROOT, record(case, self.report, about))
             print(f"{shown(self.report)}\nkept in {path}")
-            tell_mlflow(lambda: log_verdict(self.challenger, self.report))
+            tell_mlflow(lambda: log_verdict(self.challenger, report))
             for part in card_parts(self.report, self.challenger, self.champion): current.card.append(part)
         self.next(self.end)
 

@@ -77,7 +77,7 @@ def told(key: str, stage: str) -> Callable[[FrozenTrial], None] | None:
 
     def write(trial: FrozenTrial) -> None:
         last = {"last": trial.intermediate_values[max(trial.intermediate_values)]} if trial.intermediate_values else {}
-        notes = {k: v for k, v in trial.user_attrs.items() if isinstance(v, int | float)}
+        notes: dict[str, float | None] = {k: v for k, v in trial.user_attrs.items() if isinstance(v, int | float)}
         try: log_trial(tracker, under, trial.number, trial.state.name, trial.params, notes | last | {"value": trial.value})
         except TrackingError as e: print(f"warning: trial {trial.number} is not in MLflow: {e}")
     return write

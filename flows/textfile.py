@@ -1,6 +1,7 @@
 """What a daily run found, as a file of figures for Prometheus: node_exporter's textfile collector reads it."""
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
@@ -44,8 +45,8 @@ def figures_of_day(now: datetime, drift: pl.DataFrame, deciding: pl.DataFrame, l
                    (("psi", "Population stability index"), ("excess_psi", "Population stability index beyond what chance explains")))
     beyond, surely = gauge("drift_columns_moved", "Columns beyond the limit and beyond chance, of those that may ask for a retrain", ["table"]), moved(deciding, *limits)
     for table, of in drift.filter(pl.col("psi").is_not_null()).group_by("table", maintain_order=True):
-        psi.labels(*table).set(of["psi"].max())
-        excess.labels(*table).set(of["excess"].max())
+        psi.labels(*table).set(cast(float, of["psi"].max()))
+        excess.labels(*table).set(cast(float, of["excess"].max()))
         beyond.labels(*table).set(surely.filter(pl.col("table") == table[0]).height)
     gauge("drift_limit_psi", "The limit of the excess, [monitor] psi").set(limits[0])
     gauge("retrain_verdict", "Whether the run found that the champion should be trained anew").set(retrain)

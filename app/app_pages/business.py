@@ -21,7 +21,7 @@ from app.parts.business.earned import (
 from app.parts.business.readouts import experiments, what_ifs
 from app.parts.business.tables import below
 from app.parts.business.variety import variety
-from app.parts.charts import BLUE, COLOURS, GREY, SKY, bars, drawn, over_days
+from app.parts.charts import BLUE, COLOURS, GREY, SKY, Layers, bars, drawn, over_days
 from app.parts.page import lead, nothing_yet, settings, shown
 from app.parts.wording import ABOUT, FIGURES, QUESTIONS, SHOWN, Figure, answer, answers, count, days, percent, plain
 from reco.data.storage import LakeError
@@ -37,14 +37,14 @@ def span_of(
     kpis: pl.DataFrame, # of dimension ""
 ) -> Span:
     "The days to look at: the last complete ones, or any."
-    last = last_complete(kpis) or kpis["day"].max()
+    last = last_complete(kpis) or max(kpis["day"])
     usual = max(min(USUAL, kpis.filter("complete").height//2), 1)
     names = {count(n, "day"): n for n in sorted({*RANGES, usual})} | {"Choose": 0}
     asked = st.segmented_control("Days", list(names), default=count(usual, "day"), required=True, key="range", bind="query-params", wrap=True,
                                  help="The last days that are complete: nothing can come of their lists any more. They are held beside as many days before.")
     if n := names[asked]: return Span(last - timedelta(days=n - 1), last)
-    first = kpis["day"].min()
-    chosen = st.date_input("From – until", (max(first, last - timedelta(days=6)), last), first, kpis["day"].max(), key="span", format="YYYY-MM-DD")
+    first = min(kpis["day"])
+    chosen = st.date_input("From – until", (max(first, last - timedelta(days=6)), last), first, max(kpis["day"]), key="span", format="YYYY-MM-DD")
     return Span(chosen[0], chosen[-1]) if chosen else Span(last, last) # one alone while the second is still being picked
 
 def whose(
@@ -135,7 +135,9 @@ def headline(
     for four in (changes[:4], changes[4:]):
         for place, (f, c) in zip(st.columns(4), four, strict=False):
             with place: tile(f, c, lines.get(f.name, []))
-    if quickly: return st.caption(":material/hourglass: Intervals are being counted …")
+    if quickly:
+        st.caption(":material/hourglass: Intervals are being counted …")
+        return
     if why: st.caption(f"No intervals here: {why}. The chart below has those of single days.")
     else: st.caption("Grey changes may be chance; coloured ones are beyond it (95% intervals over shoppers; each shopper counts once, however many days they came). The lines are the days before and these days.")
     below(ranges_of(changes), f"headline {span.since} {span.until}", "Intervals and CSV", {c: st.column_config.NumberColumn(format="percent" if c.startswith("Change") else "%.4g") for c in
@@ -150,10 +152,10 @@ def with_context(
     frame: pl.DataFrame, # of `by_day`
     span: Span,
     y: str, fmt: str,
-) -> alt.LayerChart:
+) -> Layers:
     "The chosen days with their intervals; those before them in grey, and those that are not complete as hollow points on a dashed line."
     whole = frame.filter("complete", span.of())
-    chart = over_days((whole if whole.height else frame).drop("complete"), y, fmt)
+    chart: Layers = over_days((whole if whole.height else frame).drop("complete"), y, fmt)
     x, axis, tip = alt.X("day:T", title="day (UTC)"), alt.Y("y:Q", title=y), [alt.Tooltip("day:T"), alt.Tooltip("y:Q", title=y, format=fmt)]
     if (before := frame.filter(span.before.of())).height:
         chart = alt.layer(alt.Chart(pl.concat([before, whole.head(1)])).mark_line(color=GREY, strokeWidth=1.5).encode(x=x, y=axis, tooltip=tip), chart)
@@ -173,7 +175,7 @@ def day_by_day(
     if not frame.filter(span.of()).height: return nothing_yet(f"There is no {f.label.lower()} on these days: there is nothing to divide by.", "Choose other days, or another figure")
     best, worst = (frame.filter("complete", span.of()).sort("y", descending=d).head(1) for d in (True, False))
     st.markdown(f"##### {f.label} by day" + (f": from {worst['y'].item():{f.format}} to {best['y'].item():{f.format}}" if best.height else ""))
-    drawn(with_context(frame, span, f.label, f.axis), f"{f.label} on each day from {frame['day'].min()} to {frame['day'].max()}, with 95% intervals")
+    drawn(with_context(frame, span, f.label, f.axis), f"{f.label} on each day from {min(frame['day'])} to {max(frame['day'])}, with 95% intervals")
     open_days = frame.filter(~pl.col("complete")).height
     st.caption(f"{f.about} The band is the 95% interval of each day, where 30 shoppers or more were there; grey are the days before." +
                (f" Hollow points: {count(open_days, 'day')} not complete yet; clicks and purchases may still come in." if open_days else ""))
@@ -187,7 +189,7 @@ def who_and_where(
 ) -> None:
     "A figure by surface, source, variant, segment, bundle or place."
     left, _ = st.columns([1, 2])
-    with left: by = st.selectbox("By", list(QUESTIONS), format_func=QUESTIONS.get, key="by")
+    with left: by = st.selectbox("By", list(QUESTIONS), format_func=QUESTIONS.__getitem__, key="by")
     f = FIGURES[figure_chosen("figure of parts")]
     mine, every = kpis.filter(pl.col("dimension") == by, span.of()), kpis.filter(pl.col("dimension") == "", span.of())
     if not mine.height: return nothing_yet("Nothing was counted on these days.", *HOW)
@@ -228,7 +230,7 @@ def where_revenue(
 def stacked(
     parts: pl.DataFrame, # name, part, x
     x: str,
-) -> alt.LayerChart|alt.Chart:
+) -> Layers|alt.Chart:
     "Bars in parts, the largest first; the smallest are put together in grey, because more colours cannot be told apart."
     if "part" not in parts.columns: return bars(parts, x, ",.0f")
     by_size = parts.group_by("part").agg(pl.col("x").sum()).filter(pl.col("x") > 0).sort("x", "part", descending=[True, False])["part"].to_list()
@@ -263,7 +265,7 @@ def loyalty(
 
 def cohort_map(
     weeks: pl.DataFrame, # of `weekly`
-) -> alt.LayerChart:
+) -> Layers:
     "Weeks by days after, in colour and in numbers."
     frame = weeks.with_columns(row=pl.col("week").dt.strftime("%-d %b %Y"), column=pl.format("day {}", "after"))
     x = alt.X("column:N", title="days after the first visit", sort=None, axis=alt.Axis(orient="top", labelAngle=0))
@@ -302,7 +304,10 @@ def page() -> None:
     place, there = st.empty(), mine.filter(span.of()).height > 0 # the figures come last: what their intervals take, nobody has to wait for
     if there and first_time(every, span):
         with place.container(): headline(every, mine, retention, span, dimension, value, quickly=True)
-    parts = [lambda: day_by_day(mine, span), lambda: who_and_where(kpis, span), lambda: loyalty(retention), lambda: variety(kept("variety"), span), lambda: (experiments(kept("readouts")), what_ifs(kept("what_ifs")))]
+    def tried() -> None:
+        experiments(kept("readouts"))
+        what_ifs(kept("what_ifs"))
+    parts = [lambda: day_by_day(mine, span), lambda: who_and_where(kpis, span), lambda: loyalty(retention), lambda: variety(kept("variety"), span), tried]
     for tab, part in zip(st.tabs(TABS, key="tab", bind="query-params"), parts, strict=True):
         if tab.open:
             with tab: part()

@@ -58,7 +58,7 @@ def where_from(
     with left:
         if found := proposed(counts):
             frame = pl.DataFrame({"name": list(found), "x": list(found.values())})
-            top = max(found, key=found.get)
+            top = max(found, key=found.__getitem__)
             st.markdown(f"##### Most candidates come from {plain(top)}: {found[top]:.0f} per list")
             drawn(bars(frame, "candidates per list that was made"), f"Candidates per list by source; most come from {top}")
             below(frame.rename({"name": "source", "x": "candidates per list"}), "candidates by source")
@@ -81,14 +81,19 @@ def now() -> None:
         client = endpoint()
         seen, ready = watched(address(), client.metrics), client.ready()
     except EndpointError as e: return endpoint_down(e)
-    except ValueError: return st.error(f"What answers at {address()} is not the endpoint: its figures cannot be read.", icon=":material/error:")
+    except ValueError:
+        st.error(f"What answers at {address()} is not the endpoint: its figures cannot be read.", icon=":material/error:")
+        return
     last = seen.last()
+    assert last is not None # `watched` has looked
     standing(ready, last.counts)
     asked = st.segmented_control("Over", ["The last minute", "Since it started"], default="The last minute", required=True, key="over", help="Since the endpoint started: all that it has counted, so a quiet shop shows something too.")
     found = seen.added(MINUTE)
     if asked == "Since it started": counts, t = last.counts, traffic(last.counts, 0.0)
     elif found: counts, t = found[0], traffic(*found)
-    else: return st.caption(f":material/hourglass: The first look was just now; figures come with the second, in {EVERY_S:.0f} seconds.")
+    else:
+        st.caption(f":material/hourglass: The first look was just now; figures come with the second, in {EVERY_S:.0f} seconds.")
+        return
     tiles(t)
     if t.seconds: st.caption(f"Of the last {t.seconds:.0f} seconds, looked at every {EVERY_S:.0f}; the replicas of one machine add up. Last look: {datetime.fromtimestamp(last.at, UTC):%H:%M:%S} UTC.")
     if asked == "The last minute": over_time(seen.series(2*EVERY_S - 0.5))

@@ -56,7 +56,7 @@ def show_standing(
     if not now.champion: served = f"Nothing is served yet. {answers_with('')}"
     else:
         at = last and moment(last.at)
-        how = f", {'taken back' if last.back else 'published'} {since(at)} by {escape(last.who or 'somebody')}" if at else ""
+        how = f", {'taken back' if last.back else 'published'} {since(at)} by {escape(last.who or 'somebody')}" if last and at else ""
         served = f"<b>Served now:</b> {coded(now.champion)}{how}. {answers_with(now.champion)}"
     waits = ""
     if now.challenger and now.challenger != now.champion:

@@ -45,7 +45,7 @@ def pick(
     "Who shops."
     kinds = [k for k in KINDS if k != "known" or active or visit.kind == "known"]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        st.segmented_control("Who is shopping?", kinds, default=visit.kind, required=True, format_func=KINDS.get, key="kind", on_change=changed_kind, args=(list(active),),
+        st.segmented_control("Who is shopping?", kinds, default=visit.kind, required=True, format_func=KINDS.__getitem__, key="kind", on_change=changed_kind, args=(list(active),),
                              help="Known: somebody with a past. New: an id that the shop has never seen. No id: a visit that belongs to nobody, such as before logging in.")
         if visit.kind == "known":
             known = list(dict.fromkeys([*active, visit.user_id]))
@@ -78,7 +78,7 @@ def cart(visit: Visit) -> None:
         items = described(list(visit.cart)).to_dicts()
         for n, item in enumerate(items):
             times = visit.cart[item["item_id"]]
-            price = "" if paid(item) is None else f"{times*paid(item):,.2f}"
+            price = "" if (each := paid(item)) is None else f"{times*each:,.2f}"
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.html(f'<ul class="shop-cart"><li><img src="{drawing(item)}" alt=""><span>{escape(named(item))}{f" × {times}" if times > 1 else ""}</span><b>{price}</b></li></ul>')
                 st.button("Remove", key=f"out-{n}", on_click=take_out, args=(visit, item["item_id"]), type="tertiary")
@@ -149,9 +149,9 @@ def past(visit: Visit) -> None:
         if mine.is_empty() and stored.is_empty():
             st.write("Nothing yet.")
             return
-        bought = (stored["event"] == "transaction").sum()
+        bought = stored.filter(pl.col("event") == "transaction").height
         if stored.height:
-            st.caption(f"Before this visit: {counted(stored.height, 'event')} since {stored['ts'].min():%d %b %Y}, {counted(bought, 'purchase')}" + (f"; the newest {PAST} are shown. " if stored.height > PAST else ". ")
+            st.caption(f"Before this visit: {counted(stored.height, 'event')} since {min(stored['ts']):%d %b %Y}, {counted(bought, 'purchase')}" + (f"; the newest {PAST} are shown. " if stored.height > PAST else ". ")
                        + "Events of this visit come into the lake through `python -m app.consumer`; the endpoint knows them at once.")
         both = pl.concat([mine, stored.head(PAST).cast({"ts": pl.Datetime("ms", "UTC")})], how="diagonal_relaxed")
         items = described(both["item_id"].unique().to_list()).select("item_id", "title", "category")

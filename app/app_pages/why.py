@@ -4,7 +4,7 @@ from html import escape
 import polars as pl
 import streamlit as st
 
-from app.client import Anatomy, NotAllowed, Scored
+from app.client import Anatomy, NotAllowed, Scored, Why
 from app.parts.charts import BLUE, bars, drawn
 from app.parts.page import address, described, endpoint, lead, nothing_yet, read, shown
 from app.parts.shop.storefront import capital, drawing, named
@@ -73,8 +73,8 @@ def pick() -> Asked|None: # None: something is missing, and the page says what
         known = list(dict.fromkeys(filter(None, [asked.user_id, *shoppers()])))
         user_id = st.selectbox("Shopper", known, 0 if known else None, key=f"who-{asked.name}", accept_new_options=True, width=280, placeholder="Type any id",
                                help="The one of the Shop page first, then the most active; any other id can be typed.")
-        surface = st.segmented_control("List", list(LISTS), default=asked.surface, required=True, format_func=LISTS.get, key=f"surface-{asked.name}", wrap=True)
-    if not (user_id or "").strip():
+        surface = st.segmented_control("List", list(LISTS), default=asked.surface, required=True, format_func=LISTS.__getitem__, key=f"surface-{asked.name}", wrap=True)
+    if not user_id or not user_id.strip():
         if known: st.info("Choose a shopper, or type any id: a list is taken apart for somebody. A visit without an id has nobody to ask for.", icon=":material/info:")
         else: nothing_yet("The lake has no events yet, so there is no shopper to choose. You can type any id.", "`make demo` simulates a shop and trains on it", "with data of your own: `make ingest`, `make train`, `make serve`")
         return None
@@ -107,12 +107,16 @@ def figures(a: Anatomy) -> None:
              f"made without {', '.join(a.about['without'])}, which did not answer in time" if a.about["without"] else "", f"model {a.about['bundle_id']}"]
     st.html(f'<div style="font-size:.85rem; opacity:.8">{escape(capital(" · ".join(n for n in notes if n)))}</div>')
 
+def why_of(x: Scored) -> Why: # a list that was taken apart has one for each item
+    assert x.why is not None, x.item_id
+    return x.why
+
 def the_list(a: Anatomy, titles: dict[str, str]) -> None:
     "Every item with its score, its place by score, and what brought it up."
     st.subheader("The list", anchor=False)
     by = {c["item_id"]: c for c in a.candidates}
     table = pl.DataFrame([{"Slot": n, "Item": titles[x.item_id], "Chance": x.score, "Place by score": by[x.item_id]["place"], "Owes its slot to": MOVED.get(by[x.item_id]["moved"], by[x.item_id]["moved"]),
-                           "Because": capital(x.why.reason)} for n, x in enumerate(a.items, 1)], infer_schema_length=None)
+                           "Because": capital(why_of(x).reason)} for n, x in enumerate(a.items, 1)], infer_schema_length=None)
     st.dataframe(table, hide_index=True, width="stretch", height="content", alt="The list with scores, places and reasons", column_config={
         "Slot": st.column_config.NumberColumn(width="small", help="Place on the list, 1 is the top"),
         "Chance": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=max([x.score for x in a.items], default=1) or 1, help="That the shopper touches the item soon, as the ranker puts it"),
@@ -128,18 +132,18 @@ def one_item(a: Anatomy, titles: dict[str, str], first: str, name: str) -> None:
     if first and first not in ids:
         st.caption(f"The list is made anew each time, and {plain(titles.get(first) or titles_of([first])[first])} is not on it now. “Why is an item not on the list?” below says what became of it.")
     x: Scored = a.items[number[chosen] - 1]
-    [item] = described([chosen]).to_dicts()
-    by = "".join(f"<li>{escape(source_name(s))} · <b style='font-size:inherit'>{ordinal(n)}</b></li>" for s, n in x.why.sources.items())
-    st.html(f'<div class="why-item"><img src="{drawing(item)}" alt=""><div><b>{escape(named(item))}</b><br><span>{escape(capital(x.why.reason))}.</span></div></div>'
+    [item], why = described([chosen]).to_dicts(), why_of(x)
+    by = "".join(f"<li>{escape(source_name(s))} · <b style='font-size:inherit'>{ordinal(n)}</b></li>" for s, n in why.sources.items())
+    st.html(f'<div class="why-item"><img src="{drawing(item)}" alt=""><div><b>{escape(named(item))}</b><br><span>{escape(capital(why.reason))}.</span></div></div>'
             + (f'Proposed by, with the place that each gave it:<ul class="why-by">{by}</ul>' if by else "No source proposed it: the shop pinned it, or it fills the list up."))
-    if x.why.log_odds is None:
+    if why.log_odds is None or why.base is None:
         st.info("No ranker answered here: the sources' own order made the list, so there is nothing to add up.", icon=":material/info:")
         return
-    top = x.why.contributions[0] if x.why.contributions else None
-    st.markdown(f"**The ranker gives it a chance of {x.score:.1%}, {x.score/chance(x.why.base):,.1f} times that of an average candidate ({chance(x.why.base):.1%}).**")
+    top = why.contributions[0] if why.contributions else None
+    st.markdown(f"**The ranker gives it a chance of {x.score:.1%}, {x.score/chance(why.base):,.1f} times that of an average candidate ({chance(why.base):.1%}).**")
     st.caption("Log-odds are a chance on a scale on which influences add up: 0 is fifty-fifty, +0.7 doubles the odds, −0.7 halves them. "
-               f"This item ends at {signed(x.why.log_odds)}, which is a chance of {chance(x.why.log_odds):.1%}. The parts are SHAP values: each column's fair share of the difference.")
-    drawn(waterfall(x.why), f"Waterfall of log-odds from {x.why.base:.2f} for an average candidate to {x.why.log_odds:.2f} for this item"
+               f"This item ends at {signed(why.log_odds)}, which is a chance of {chance(why.log_odds):.1%}. The parts are SHAP values: each column's fair share of the difference.")
+    drawn(waterfall(why), f"Waterfall of log-odds from {why.base:.2f} for an average candidate to {why.log_odds:.2f} for this item"
           + (f"; the strongest part is {top['log_odds']:+.2f}: {top['meaning']}" if top else ""))
 
 # ---- how it came about --------------------------------------------------------------------------------------------
@@ -192,7 +196,7 @@ def moves(a: Anatomy, titles: dict[str, str]) -> None:
     frame = slopes(a.candidates)
     raised = frame.filter(~pl.col("what").is_in([MOVED[""], "taken out by a rule"]))["item_id"].n_unique()
     gone = frame.filter(pl.col("what") == "taken out by a rule").height
-    last = frame.filter((pl.col("what") == MOVED[""]) & (pl.col("side") == "place by score"))["at"].max()
+    last = max(frame.filter((pl.col("what") == MOVED[""]) & (pl.col("side") == "place by score"))["at"], default=0)
     if not raised and not gone:
         st.write("Nothing was moved: the list is in the ranker's own order.")
         return

@@ -10,8 +10,10 @@ COLOURS = [BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, RED]
 GREY = "#808080" # of a line that has to be seen on white and on black
 HEIGHT = 260 # of a chart, px
 
+Layers = alt.LayerChart|alt.FacetChart # what Altair says of a layered chart with properties
+
 def drawn(
-    chart: alt.Chart|alt.LayerChart,
+    chart: alt.Chart|Layers,
     about: str,      # one sentence for those who hear the page instead of seeing it
 ) -> None:
     "Put a chart on the page. Lines and texts that have no colour of their own are black in Vega, which is nothing to see in the dark theme."
@@ -30,7 +32,7 @@ def over_days(
     fmt: str = ".3~g",     # of the axis' numbers (d3-format)
     zero: bool = True,     # whether the axis begins at 0
     rule: float|None = None, # a limit, drawn as a line
-) -> alt.LayerChart:
+) -> Layers:
     "A value by day, with its interval where there is one."
     scale, several = alt.Scale(zero=zero), "name" in frame.columns
     colour = alt.Color("name:N", title=None, scale=alt.Scale(range=COLOURS), legend=alt.Legend(orient="bottom")) if several else alt.value(BLUE)
@@ -48,7 +50,7 @@ def bars(
     fmt: str = ".3~g",
     order: str|list[str]|None = "-x",  # of the names; None: as they come
     colours: list[str] = COLOURS,      # of the parts
-) -> alt.LayerChart:
+) -> Layers:
     "A value by name, from zero."
     part = "part" in frame.columns
     if order == "-x": order = frame.group_by("name", maintain_order=True).agg(pl.col("x").sum()).sort("x", descending=True, maintain_order=True)["name"].to_list() # Vega sorts no layers
@@ -65,7 +67,7 @@ def intervals(
     x: str,                # what the axis says
     fmt: str = "+.1~%",
     meaning: dict[str, str]|None = None, # word → colour
-) -> alt.LayerChart:
+) -> Layers:
     "Differences with their intervals, beside the line of no difference."
     y = alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=260))
     colour = alt.Color("colour:N", title=None, scale=alt.Scale(domain=list(meaning), range=list(meaning.values())), legend=alt.Legend(orient="bottom")) if meaning else alt.value(BLUE)

@@ -1,7 +1,8 @@
 """What the lists earned in some days: sums of the table `kpis`, and intervals recounted from the serve log, because those of single days cannot be put together."""
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 import streamlit as st
@@ -49,7 +50,7 @@ def added(
 def last_complete(
     kpis: pl.DataFrame,
 ) -> date|None: # None when no day is complete
-    return kpis.filter("complete")["day"].max()
+    return max(kpis.filter("complete")["day"], default=None)
 
 def by_day(
     kpis: pl.DataFrame, # rows of one dimension and value
@@ -134,7 +135,7 @@ def changed(
     before: dict|None,  # the same of the days before; None where they are not all there
 ) -> Change:
     "The lift by reco's interval of a ratio. Shoppers of both times count as if they were others, which can only widen it."
-    at = lambda row, end="": row.get(f"{name}{end}") if row else None
+    at: Callable[..., Any] = lambda row, end="": row.get(f"{name}{end}") if row else None
     a, b, lift_low, lift_high = at(now), at(before), None, None
     if a is not None and b is not None and at(now, "_high") is not None and at(before, "_high") is not None:
         from reco.experiments.readout import lift_interval  # brings SciPy

@@ -1,6 +1,7 @@
 """Experiments: what is tried on whom, whether the split is as planned, what may be said so far, and what another strength of exploration would have earned."""
 import time
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 import streamlit as st
@@ -90,7 +91,7 @@ def said(
     "What may be said so far, and how that came about."
     order = pl.col("metric").replace_strict({m: n for n, m in enumerate(METRICS)}, default=len(METRICS), return_dtype=pl.Int64)
     last = rows.filter(pl.col("day") == pl.col("day").max()).sort("variant", order, "metric")
-    split_said(last["split_p"].min(), settings().experiments.srm_alpha)
+    split_said(cast("float|None", last["split_p"].min()), settings().experiments.srm_alpha)
     told = [verdict_of(r, control) for r in last.iter_rows(named=True)]
     st.markdown("\n".join(f"- {t}" for t in told))
     several = last["variant"].n_unique() > 1
@@ -101,7 +102,7 @@ def said(
         decided = drawable.filter(pl.col("colour") != "not decided").height
         st.markdown(f"###### {beyond(decided, drawable.height)} to {plain(control)} {'are' if decided > 1 else 'is'} beyond chance")
         drawn(intervals(drawable, f"change against {control}", "+.0%", MEANING), f"Experiment {name}: " + "; ".join(t.replace("\\", "").replace("*", "") for t in told))
-        st.caption(f"As of {day(last['day'].max())}, {last['shoppers'].sum():,} shoppers in the variants. Intervals hold however often one looks (they are sequentially valid), and are wider than usual ones for that: "
+        st.caption(f"As of {day(max(last['day']))}, {last['shoppers'].sum():,} shoppers in the variants. Intervals hold however often one looks (they are sequentially valid), and are wider than usual ones for that: "
                    "deciding the first time one is off zero is allowed.")
     history(rows, name)
     below(rows.sort("day", "variant", "metric"), f"readouts {name}")
@@ -116,7 +117,7 @@ def history(
     metrics = [m for m in METRICS if m in there["metric"].unique().to_list()]
     if not metrics: return
     with st.expander("How it came about, day by day", icon=":material/timeline:"):
-        metric = st.selectbox("Metric", metrics, format_func=METRICS.get, key=f"metric of {name}")
+        metric = st.selectbox("Metric", metrics, format_func=METRICS.__getitem__, key=f"metric of {name}")
         frame = there.filter(pl.col("metric") == metric).select("day", y="lift", low="low", high="high", **({"name": "variant"} if rows["variant"].n_unique() > 1 else {})).sort("day")
         drawn(over_days(frame, f"change of {METRICS[metric]}", "+.0%", zero=True, rule=0.0), f"Change of {METRICS[metric]} by day with its interval, experiment {name}")
 

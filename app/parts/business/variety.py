@@ -54,13 +54,13 @@ def variety(
 ) -> None:
     "How varied the lists were."
     every = table.filter(pl.col("dimension") == "") if table is not None else pl.DataFrame()
-    if not every.height or not every.filter(span.of()).height:
+    if table is None or not every.height or not every.filter(span.of()).height:
         return nothing_yet("How varied the lists were has not been counted on these days.", "`make kpis` counts it with everything else")
     tiles(every, span)
     left, right = st.columns([2, 1])
     with left: name = st.pills("Measure", list(MEASURES), default="coverage", required=True, format_func=lambda n: MEASURES[n].label, key="measure", wrap=True)
     m, mine = MEASURES[name], table.filter(span.of(), pl.col(name).is_not_null())
-    with right: by = st.selectbox("By", ["surface", "source", "segment", "variant"], format_func=QUESTIONS.get, key="varied by")
+    with right: by = st.selectbox("By", ["surface", "source", "segment", "variant"], format_func=QUESTIONS.__getitem__, key="varied by")
     line = mine.filter(pl.col("dimension") == "").select("day", y=name).sort("day")
     if not line.height: return nothing_yet(f"There is no {m.label.lower()} on these days: nothing of the catalogue was shown.", "Choose other days")
     st.markdown(f"##### {m.label} by day: {line['y'][-1]:{m.format}} on the last one")

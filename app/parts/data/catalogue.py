@@ -7,7 +7,7 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.parts.charts import BLUE, HEIGHT, RED, drawn
+from app.parts.charts import BLUE, HEIGHT, RED, Layers, drawn
 from app.parts.data.events import DID, by_day, counted, span
 from app.parts.page import catalog, nothing_yet, read, tables
 
@@ -95,10 +95,10 @@ def facts(
 def through_time(
     rows: pl.DataFrame, # CATALOG of one item, oldest first
     until: datetime,    # the newest that the lake knows
-) -> alt.LayerChart:
+) -> Layers:
     "Price after the discount, with the days on which it was sold out."
     frame = rows.select("valid_from", pays=pl.col("price")*(1 - pl.col("discount").fill_null(0)), list="price", stock=pl.col("available").fill_null(True))
-    frame = frame.with_columns(to=pl.col("valid_from").shift(-1).fill_null(max(until, frame["valid_from"].max())))
+    frame = frame.with_columns(to=pl.col("valid_from").shift(-1).fill_null(max(until, *frame["valid_from"])))
     ends = pl.concat([frame, frame.tail(1).with_columns(valid_from="to")])
     x = alt.X("valid_from:T", title="day (UTC)", axis=alt.Axis(format="%-d %b", labelOverlap=True))
     out = alt.Chart(frame.filter(~pl.col("stock"))).mark_rect(color=RED, opacity=.18).encode(x=x, x2="to:T", tooltip=[alt.Tooltip("valid_from:T", title="sold out from"), alt.Tooltip("to:T")])

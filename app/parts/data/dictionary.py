@@ -20,7 +20,7 @@ def of_surfaces(
 ) -> dict[str, dict[str, str]]: # surface → feature → meaning, in the order of the ranker's columns
     "What the model of each surface sees."
     made = make_sources(settings)
-    sources: dict[str, CandidateSource] = {name: source for name, (source, _) in made.items()}
+    sources: dict[str, CandidateSource|type] = {name: source for name, (source, _) in made.items()}
     quotas = {name: quota for name, (_, quota) in made.items()}
     home = ranker_features({name: score_meanings(s) for name, s in sources.items()})
     return {"for_you": home} | {surface: surface_features(sources, quotas, surface) for surface in QUOTAS}
@@ -53,6 +53,6 @@ def dictionary(
     by: Mapping[str, Mapping[str, str]], # of `of_surfaces`
 ) -> pl.DataFrame: # feature, meaning, group, unit, then a column per surface; in the order of the columns
     "Every feature once."
-    meanings = {f: m for features in reversed(by.values()) for f, m in features.items()}
+    meanings = {f: m for features in reversed(list(by.values())) for f, m in features.items()}
     names = list(dict.fromkeys(f for features in by.values() for f in features))
     return pl.DataFrame([{"feature": f, "meaning": meanings[f], "group": group(f), "unit": unit(f, meanings[f])} | {s: f in features for s, features in by.items()} for f in names])

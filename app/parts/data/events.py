@@ -1,5 +1,6 @@
 """What shoppers did: how much of it by day and kind, and the latest of it, of anybody, of one shopper, of one item."""
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -30,13 +31,13 @@ def chosen(
 
 def span(table: pl.LazyFrame) -> pl.LazyFrame: return table.select(first=pl.col("ts").min(), last=pl.col("ts").max())
 
-def counted(table: pl.LazyFrame, *asked: object) -> pl.LazyFrame: # day, event, n
+def counted(table: pl.LazyFrame, *asked: Any) -> pl.LazyFrame: # day, event, n
     return chosen(table, *asked).group_by(day=pl.col("ts").dt.date(), event=pl.col("event").cast(pl.String)).agg(n=pl.len()).sort("day", "event")
 
-def distinct(table: pl.LazyFrame, *asked: object) -> pl.LazyFrame: # shoppers, items
+def distinct(table: pl.LazyFrame, *asked: Any) -> pl.LazyFrame: # shoppers, items
     return chosen(table, *asked).select(shoppers=pl.col("user_id").n_unique(), items=pl.col("item_id").n_unique())
 
-def latest(table: pl.LazyFrame, n: int, *asked: object) -> pl.LazyFrame: # of INTERACTIONS, newest first
+def latest(table: pl.LazyFrame, n: int, *asked: Any) -> pl.LazyFrame: # of INTERACTIONS, newest first
     return chosen(table, *asked).top_k(n, by="ts").sort("ts", "event_id", descending=True)
 
 # ---- what is drawn -------------------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def asked_for(
     with left: days = st.date_input("Days (UTC)", (max(first, last - timedelta(days=DAYS - 1)), last), first, last, key="days", persist_state="page", format="YYYY-MM-DD")
     with middle: user_id = st.text_input("Shopper", key="shopper", persist_state="page", placeholder="anybody", max_chars=200, help="The shop's own id, exactly").strip()
     with right: item_id = st.text_input("Item", key="of_item", persist_state="page", placeholder="anything", max_chars=200, help="The shop's own id, exactly; the catalogue finds it by title").strip()
-    kinds = st.pills("Kinds", EVENTS, selection_mode="multi", format_func=DID.get, key="kinds", persist_state="page", help="None picked is all of them")
+    kinds = st.pills("Kinds", EVENTS, selection_mode="multi", format_func=DID.__getitem__, key="kinds", persist_state="page", help="None picked is all of them")
     if not isinstance(days, tuple) or len(days) != 2: return None
     return days[0], days[1], tuple(kinds or ()), user_id, item_id
 
@@ -86,11 +87,11 @@ def show_events() -> None:
     if "interactions" not in tables():
         nothing_yet("The lake has no events yet.", "`make demo` simulates a shop", "`make ingest` reads your own", "`python -m app.consumer` writes down what the endpoint is told")
         return
-    ends: tuple[datetime|None, datetime|None] = read("interactions", span).row(0)
-    if ends[0] is None:
+    first, last = read("interactions", span).row(0)
+    if first is None:
         nothing_yet("The lake's table of events is empty.", "`make ingest` reads your own")
         return
-    if (asked := asked_for(ends[0].date(), ends[1].date())) is None:
+    if (asked := asked_for(first.date(), last.date())) is None:
         st.caption("Pick the last day too.")
         return
     counts = read("interactions", counted, *asked)
@@ -102,7 +103,7 @@ def show_events() -> None:
     with st.container(horizontal=True):
         for label, n in (("Events", counts["n"].sum()), ("Shoppers", who["shoppers"]), ("Items", who["items"]), ("Items bought", bought)): st.metric(label, f"{n:,}", border=True)
     days = counts.group_by("day").agg(pl.col("n").sum()).sort("n", "day", descending=[True, False])
-    st.markdown(f"**{days['n'].mean():,.0f} events a day**, the most on {days['day'][0]:%d %B %Y} ({days['n'][0]:,})." if days.height > 1 else f"**All on {days['day'][0]:%d %B %Y}.**")
+    st.markdown(f"**{days['n'].sum()/days.height:,.0f} events a day**, the most on {days['day'][0]:%d %B %Y} ({days['n'][0]:,})." if days.height > 1 else f"**All on {days['day'][0]:%d %B %Y}.**")
     drawn(by_day(counts), "Events per day, stacked by what was done.")
     rows = read("interactions", latest, LATEST, *asked)
     st.markdown(f"**The latest {rows.height:,}**" if counts["n"].sum() > rows.height else "**All of them, newest first**")

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import altair as alt
 import polars as pl
 import streamlit as st
+from deltalake import DeltaTable
 
 from app.parts.charts import HEIGHT, ORANGE, bars, drawn
 from app.parts.page import TTL_S, lake, nothing_yet, read, settings, tables
@@ -38,22 +39,26 @@ def newest(
     found = rows.select(pl.col(column).max()).collect().item() if column else None
     return "" if found is None else f"{found:%Y-%m-%d %H:%M}" if isinstance(found, datetime) else f"{found:%Y-%m-%d}"
 
+def table_of(at: Lake, name: str) -> DeltaTable: # of `tables`
+    assert (table := opened(at, name)) is not None, name
+    return table
+
 @st.cache_data(ttl=TTL_S, show_spinner="Looking through the lake …")
 def inventory(root: str) -> pl.DataFrame: # table, about, by, rows, bytes, files, snapshot, at, newest
     "Every table as it is now."
     here, found = lake(), []
     for name in here.tables():
-        now = opened(here, name)
+        now = table_of(here, name)
         files = parts(now)
-        found.append({"table": name, "about": ABOUT.get(name, ("", ""))[0], "by": ABOUT.get(name, ("", ""))[1].replace("`", ""), "rows": files["rows"].sum(), "mb": files["bytes"].sum()/1e6,
+        found.append({"table": name, "about": ABOUT.get(name, ("", ""))[0], "by": ABOUT.get(name, ("", ""))[1].replace("`", ""), "rows": files["rows"].sum(), "mb": float(files["bytes"].sum())/1e6,
                       "files": files.height, "snapshot": ident(now), "at": datetime.fromtimestamp(now.history(1)[0]["timestamp"]/1000, UTC), "newest": newest(here, name)})
     return pl.DataFrame(found, schema_overrides={"at": pl.Datetime("ms", "UTC")})
 
 @st.cache_data(ttl=TTL_S, show_spinner=False)
 def snapshots(root: str, name: str) -> pl.DataFrame: # snapshot, at, did; newest first, the last twenty
     "The states that a table went through."
-    now = opened(lake(), name)
-    rows = [{"snapshot": f"{h['version']}-{now.metadata().id[:8]}", "at": datetime.fromtimestamp(h["timestamp"]/1000, UTC), "did": str(h.get("operation", "")).lower()} for h in now.history(20)]
+    now = table_of(lake(), name)
+    rows = [{"snapshot": f"{h['version']}-{str(now.metadata().id)[:8]}", "at": datetime.fromtimestamp(h["timestamp"]/1000, UTC), "did": str(h.get("operation", "")).lower()} for h in now.history(20)]
     return pl.DataFrame(rows, schema={"snapshot": pl.String, "at": pl.Datetime("ms", "UTC"), "did": pl.String})
 
 def some(table: pl.LazyFrame, n: int) -> pl.LazyFrame: # rows, those with the newest time first; without columns of bytes

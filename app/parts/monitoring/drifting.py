@@ -7,7 +7,7 @@ import polars as pl
 import streamlit as st
 
 from app.parts.business.tables import below
-from app.parts.charts import drawn, over_days
+from app.parts.charts import Layers, drawn, over_days
 from app.parts.page import lake, nothing_yet, read, settings, tables
 from app.parts.wording import count, day, percent, plain
 
@@ -63,7 +63,7 @@ def drift_map(
     rows: pl.DataFrame,    # day, name, excess, moved
     beyond: pl.DataFrame,  # day, name
     order: list[str],      # of the columns
-) -> alt.LayerChart:
+) -> Layers:
     "Columns by days, in colour; each cell is 0 where chance explains it."
     limit = settings().monitor.psi
     frame = rows.select("day", "name", "excess", "moved").with_columns(shade=pl.col("excess").clip(0, 3*limit), on=pl.col("day").dt.strftime("%-d %b"), moved=pl.col("moved").fill_null("")).sort("day")
@@ -109,7 +109,7 @@ def evidently() -> None:
         body = read_file(lake(), f"pages/{chosen}/drift.html")
     if body is None: return nothing_yet(f"The page of {day(chosen)} is not kept: pages stay {settings().monitor.keep_days} days, the numbers above stay for good.", HOW)
     st.download_button("Download the page", body, f"drift_{chosen}.html", "text/html", icon=":material/download:", on_click="ignore")
-    return st.iframe(framed(body.decode("utf-8", "replace")), height=900, alt=f"Drift of {chosen}, by Evidently")
+    st.iframe(framed(body.decode("utf-8", "replace")), height=900, alt=f"Drift of {chosen}, by Evidently")
 
 # ---- skew and retrains ----------------------------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ def skew() -> None:
     asked = rows.filter(pl.col("different").is_not_null())
     if not asked.height:
         nothing_yet("No logged request could be answered again yet: nothing can be said of skew.", HOW)
-        return not_again(rows["day"].max())
+        return not_again(max(rows["day"]))
     last = asked.row(-1, named=True)
     st.markdown(f"###### On {day(last['day'])}, {percent(last['different'])} of {last['items']:,.0f} items had another score, the limit is {percent(limit)}")
     drawn(over_days(asked.select("day", y="different"), "items with another score", ".1%", rule=limit), f"Share of items with another score by day; {percent(last['different'])} on the last one")

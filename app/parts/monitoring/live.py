@@ -2,6 +2,7 @@
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -65,9 +66,9 @@ def quantile(
 ) -> float|None: # None when nothing was observed
     "A quantile as Prometheus' histogram_quantile gives it: straight lines within a bucket, and no more than the last limit."
     at: dict[float, float] = {}
-    for (n, ls), v in counts.items():
+    for (sample, ls), v in counts.items():
         d = dict(ls)
-        if n == f"{name}_bucket" and labels.items() <= d.items() and (not routes or d.get("route", "").startswith(routes)): at[float(d["le"])] = at.get(float(d["le"]), 0.0) + v
+        if sample == f"{name}_bucket" and labels.items() <= d.items() and (not routes or d.get("route", "").startswith(routes)): at[float(d["le"])] = at.get(float(d["le"]), 0.0) + v
     limits = sorted(at)
     if not limits or not (n := at[limits[-1]]): return None
     low, below = 0.0, 0.0
@@ -105,7 +106,8 @@ def traffic(
     of = lambda first: sum(v for d, v in statuses if d["route"].startswith(SHOP) and d["status"].startswith(first))
     lists = total(counts, "reco_lists_total")
     share = lambda name, **labels: total(counts, name, **labels)/lists if lists else 0.0
-    return Traffic(seconds, of(""), of("5"), of("4"), *(quantile(counts, "reco_http_request_seconds", q, LISTS) for q in (0.5, 0.95, 0.99)), lists,
+    p50, p95, p99 = (quantile(counts, "reco_http_request_seconds", q, LISTS) for q in (0.5, 0.95, 0.99))
+    return Traffic(seconds, of(""), of("5"), of("4"), p50, p95, p99, lists,
                    share("reco_lists_from_cache_total"), share("reco_lists_total", fallback="true"), share("reco_lists_total", degraded="true"), share("reco_short_lists_total"))
 
 def proposed(counts: Counts) -> dict[str, float]: # source → candidates per list that was made anew
@@ -155,7 +157,8 @@ class Looks:
     ) -> list[tuple[float, Traffic]]: # when it ended; oldest first
         "Traffic of one stretch after the other."
         with self._turn: looks = list(self._looks)
-        out, first = [], looks[0] if looks else None
+        if not looks: return []
+        out, first = [], looks[0]
         for look in looks[1:]:
             if look.at - first.at >= step_s:
                 out.append((look.at, traffic(between(first, look) or {}, look.at - first.at)))
@@ -167,7 +170,7 @@ def looks(address: str) -> Looks: return Looks() # noqa: ARG001 (one for each en
 
 def watched(
     address: str,
-    metrics: object,      # asks for the figures
+    metrics: Callable[[], str], # asks for the figures
     least_s: float = 1.0, # between two looks
 ) -> Looks:
     "Look once more, unless somebody just did; raises as the client does."

@@ -58,7 +58,9 @@ def happened() -> None:
     "The log of the platform, newest first."
     st.markdown("##### What happened, newest first")
     try: log = _events(root())[::-1]
-    except ObjectError as e: return st.error(f"The log cannot be read now: {plain(e)}", icon=":material/cloud_off:")
+    except ObjectError as e:
+        st.error(f"The log cannot be read now: {plain(e)}", icon=":material/cloud_off:")
+        return
     if not log: return nothing_yet("Nothing has happened yet: no bundle was published, refused or taken back, no drift was found.", "`make train` trains and publishes", "`make monitor` looks for drift")
     there = [k for k in dict.fromkeys(str(e.get("what")) for e in log)]
     wanted = st.pills("Only", there, selection_mode="multi", format_func=lambda k: KINDS.get(k, (k.replace("_", " "),))[0], key="kinds")
@@ -112,17 +114,21 @@ def _before(root: str) -> tuple[str, list[str]]: # what is published, and what w
     return now, earlier_of(lines, now)
 
 def going_back(
-    key: str, # an admin's, or none where none is asked for
+    key: str|None, # an admin's, or none where none is asked for
 ) -> None:
     "Asks, does it, and says what came of it."
     try: now, before = _before(root())
     except (OSError, ValueError, RuntimeError) as e: now, before = "", [f"what the endpoint finds (this machine cannot say: {type(e).__name__})"]
-    if now and not before: return st.info(f"There is nothing to go back to: {plain(now)} is the only bundle that was ever published.")
+    if now and not before:
+        st.info(f"There is nothing to go back to: {plain(now)} is the only bundle that was ever published.")
+        return
     st.markdown(f"Now: **{plain(now or 'unknown')}**\n\nThen: **{plain(before[0])}**, or the nearest before it that passes its trial. Every replica follows within seconds; it can be undone by publishing again.")
     if not (said := who_and_why("Go back now")): return None
     try:
-        with Client(address(), 60.0, key) as client: done = client.rollback(*said) # a bundle is loaded and tried
-    except EndpointError as e: return st.error(f"Nothing was changed: {plain(e)}", icon=":material/error:")
+        with Client(address(), 60.0, key or "") as client: done = client.rollback(*said) # a bundle is loaded and tried
+    except EndpointError as e:
+        st.error(f"Nothing was changed: {plain(e)}", icon=":material/error:")
+        return
     st.session_state["done"] = f"{plain(done.get('bundle_id', ''))} is served again; {plain(done.get('before', ''))} was before."
     _before.clear()
     _events.clear()
@@ -136,7 +142,9 @@ def training_anew() -> None:
     if not (said := who_and_why("Train now")): return None
     with st.spinner("Starting …"):
         try: begin(settings(), lake(), *said)
-        except NotBegun as e: return st.error(plain(e), icon=":material/block:")
+        except NotBegun as e:
+            st.error(plain(e), icon=":material/block:")
+            return
     st.session_state["done"] = "The retrain has begun; it goes on when you leave this page."
     st.rerun()
 
@@ -144,7 +152,9 @@ def training_anew() -> None:
 def progress() -> None:
     "The last retrain that was begun on this machine."
     found = last(settings())
-    if found is None: return st.caption("No retrain was begun from here yet. Those that monitoring asked for are under Drift and retraining.")
+    if found is None:
+        st.caption("No retrain was begun from here yet. Those that monitoring asked for are under Drift and retraining.")
+        return
     if was := st.session_state.get("retraining") and not found.running: st.session_state.pop("retraining", None)
     if found.running: st.session_state["retraining"] = True
     ended = "" if found.code is None else " (it ended well)" if found.code == 0 else f" (it ended with exit code {found.code}; the champion goes on)"

@@ -116,4 +116,5 @@ def begin(
         try: process = subprocess.Popen([*command, "--because", said], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         except OSError as e: raise NotBegun(f"It could not be started: {e}") from None
     _begun[str(log)] = process # the lock is the child's now: it came with its standard output
-    return last(settings)
+    assert (begun := last(settings)) is not None # its log is there
+    return begun

@@ -62,7 +62,9 @@ def quarantine() -> None:
     st.markdown("##### Quarantine: rows that were set aside")
     if "quarantine" not in tables(): return nothing_yet("Nothing was ever set aside.", HOW)
     rows = read("quarantine", by_reason)
-    if not rows.height: return st.success("Nothing is in quarantine: every row that came was good.", icon=":material/check:")
+    if not rows.height:
+        st.success("Nothing is in quarantine: every row that came was good.", icon=":material/check:")
+        return
     first = rows.row(0, named=True)
     st.markdown(f"###### {count(int(rows['rows'].sum()), 'row')}, most for “{plain(first['reason'])}”")
     named = rows.select(name=pl.format("{} ({})", "reason", "table"), x="rows").head(SHOWN)

@@ -5,7 +5,7 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.parts.charts import BLUE, ORANGE, SKY, drawn
+from app.parts.charts import BLUE, ORANGE, SKY, Layers, drawn
 from app.parts.page import nothing_yet
 from app.parts.quality.terms import MEASURES, OF_SLICES, PIPELINE, SLICES, SOURCES, SURFACES
 
@@ -50,7 +50,7 @@ def verdict(
 def standings(
     part: pl.DataFrame, # of `metrics`, one slice
     measure: str,       # of MEASURES
-) -> alt.LayerChart:
+) -> Layers:
     "Every system by one measure, the best on top, with its interval where there is one."
     told = MEASURES[measure]
     frame = part.filter(pl.col(measure).is_not_null()).select(
@@ -84,7 +84,7 @@ def table(
 
 def by_slice(
     whole: pl.DataFrame, # of `metrics`
-) -> alt.LayerChart:
+) -> Layers:
     "The pipeline, the best single source and popularity, by kind of request."
     rows = []
     for name, label in SLICES.items():
@@ -121,7 +121,7 @@ def show_evaluation(
     part = whole.filter(pl.col("slice") == name)
     st.subheader("The pipeline beside every single source")
     st.markdown(verdict(part))
-    st.caption(f"{MEASURES[measure].means} Measured on {part['requests'].max():,} requests of the hold-out, the last days, which no training saw; every system works under the "
+    st.caption(f"{MEASURES[measure].means} Measured on {max(part['requests']):,} requests of the hold-out, the last days, which no training saw; every system works under the "
                "same rules." + (" The lines are 95% intervals over shoppers." if measure == "NDCG@10" else ""))
     drawn(standings(part, measure), f"{MEASURES[measure].label} of the pipeline and of every single source, on {SLICES.get(name, name).lower()}.")
     with st.expander("All measures as a table"): table(part)

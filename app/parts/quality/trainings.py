@@ -12,8 +12,8 @@ from app.parts.quality.terms import MEASURES
 
 AT_MOST = 200    # trainings, the latest
 KEPT_S = 300     # an answer of MLflow's is good for so long: trainings are rare
-COLUMNS = {"at": pl.Datetime("ms", "UTC"), "asof": pl.Datetime("ms", "UTC"), "bundle": pl.String, "sha": pl.String} | dict.fromkeys(
-    [*MEASURES, "low", "high", "popularity"], pl.Float64) # when it was told; what it knows; then of the pipeline on all requests
+COLUMNS: dict[str, pl.DataType|type[pl.DataType]] = {"at": pl.Datetime("ms", "UTC"), "asof": pl.Datetime("ms", "UTC"), "bundle": pl.String, "sha": pl.String,
+    **{name: pl.Float64 for name in (*MEASURES, "low", "high", "popularity")}} # when it was told; what it knows; then of the pipeline on all requests
 
 def moment(
     text: object, # ISO 8601

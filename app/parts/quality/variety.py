@@ -3,7 +3,7 @@ import altair as alt
 import polars as pl
 import streamlit as st
 
-from app.parts.charts import COLOURS, HEIGHT, RED, drawn
+from app.parts.charts import COLOURS, HEIGHT, RED, Layers, drawn
 from app.parts.page import nothing_yet
 from app.parts.quality.evaluation import number
 
@@ -36,7 +36,7 @@ def price_of(
 def frontier(
     frame: pl.DataFrame, # of `points`
     price: float,        # share of NDCG@10 that may be lost
-) -> alt.LayerChart:
+) -> Layers:
     "Ranking quality that was lost against the share of the catalogue that is shown."
     x = alt.X("lost:Q", title="ranking quality lost, share of NDCG@10", axis=alt.Axis(format=".1%", tickCount=6))
     y = alt.Y("coverage:Q", title="catalogue shown", axis=alt.Axis(format=".0%", tickCount=6), scale=alt.Scale(zero=False))

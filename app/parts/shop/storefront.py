@@ -84,7 +84,7 @@ def marks(
     "What is to be seen at a glance: new on the list, moved up, reduced, sold out."
     out, name = [], item["item_id"]
     if name in moved and moved[name] is None: out.append('<span class="shop-mark">new</span>')
-    elif moved.get(name) and moved[name] > 0: out.append(f'<span class="shop-mark up" role="img" aria-label="up {moved[name]} places">▲ {moved[name]}</span>')
+    elif (up := moved.get(name)) and up > 0: out.append(f'<span class="shop-mark up" role="img" aria-label="up {up} places">▲ {up}</span>')
     if item["discount"]: out.append(f'<span class="shop-mark off">−{item["discount"]:.0%}</span>')
     if not in_stock(item): out.append('<span class="shop-mark gone">sold out</span>')
     return f'<div class="shop-marks">{"".join(out)}</div>' if out else ""
@@ -146,7 +146,8 @@ def acts(
     done: list[dict], # events
 ) -> str: # HTML: "you viewed 2 items and bought <b>Dome Tent</b>"
     "What was done in between: of each item the strongest, in the order of strength."
-    strength, most = list(SAID), {}
+    strength = list(SAID)
+    most: dict[str, str] = {} # item → its event
     for e in done:
         if e["event"] in SAID and strength.index(e["event"]) >= strength.index(most.get(e["item_id"], strength[0])): most[e["item_id"]] = e["event"]
     def said(ids: list[str]) -> str: return f"<b>{escape(shortened(named(described(ids).to_dicts()[0])))}</b>" if len(ids) == 1 else f"{len(ids)} items"

@@ -110,7 +110,7 @@ class Visit:
         last = self.looks.get(place)
         if last and last.at == self.moment: return last
         found = ask(self, surface, context, k)
-        self.looks[place] = Look(found, self.moment, last and tuple(last.found.ids), last.acts if last else 0, len(self.done))
+        self.looks[place] = Look(found, self.moment, tuple(last.found.ids) if last else None, last.acts if last else 0, len(self.done))
         return self.looks[place]
 
     @property

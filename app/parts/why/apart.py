@@ -7,7 +7,7 @@ import altair as alt
 import polars as pl
 
 from app.client import Why
-from app.parts.charts import BLUE, GREEN, ORANGE, PURPLE, RED
+from app.parts.charts import BLUE, GREEN, ORANGE, PURPLE, RED, Layers
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def steps_of(
     strongest: int = 8, # contributions with a row of their own
 ) -> pl.DataFrame: # row, text, low, high, x (in log-odds), kind
     "The rows of a waterfall from an average candidate to this one."
+    assert why.base is not None and why.log_odds is not None
     rows, at = [(0, "An average candidate", 0.0, why.base, why.base, "where it begins and ends")], why.base
     own, other = why.contributions[:strongest], why.contributions[strongest:]
     parts = [(meaning_of(c), c["log_odds"]) for c in own] + [("All else together", why.rest + sum(c["log_odds"] for c in other))]
@@ -100,14 +101,15 @@ def steps_of(
 
 def waterfall(
     why: Why, # with log-odds
-) -> alt.LayerChart:
+) -> Layers:
     "From an average candidate to this one, column by column. The text stands above each bar, so that a phone has room for it."
     steps = steps_of(why)
     y = alt.Y("row:O", axis=None, scale=alt.Scale(paddingInner=0, paddingOuter=0))
     colour = alt.Color("kind:N", title=None, legend=alt.Legend(orient="bottom", columns=1), scale=alt.Scale(domain=["raises the chance", "lowers the chance", "where it begins and ends"], range=[GREEN, ORANGE, BLUE]))
     tip = [alt.Tooltip("text:N", title="what"), alt.Tooltip("x:Q", title="log-odds", format="+.3f")]
     base = alt.Chart(steps).transform_calculate(far="max(datum.low, datum.high)", label="(datum.x < 0 ? '−' : '+') + format(abs(datum.x), '.2f')")
-    low, high = min(steps["low"].min(), steps["high"].min(), 0), max(steps["low"].max(), steps["high"].max(), 0)
+    ends = [*steps["low"], *steps["high"], 0.0]
+    low, high = min(ends), max(ends)
     x = alt.X("low:Q", title="log-odds (0 is fifty-fifty)", scale=alt.Scale(domain=[low - 0.02*(high - low), high + 0.16*(high - low)], nice=False), axis=alt.Axis(tickCount=8))
     bar = base.mark_bar(size=13, yOffset=9, cornerRadius=2).encode(y=y, x=x, x2="high:Q", color=colour, tooltip=tip)
     text = base.mark_text(align="left", baseline="middle", dy=-8, fontSize=12, limit=alt.ExprRef("width")).encode(y=y, x=alt.value(0), text="text:N", tooltip=tip)
@@ -137,10 +139,10 @@ def slopes(
 
 def bump(
     frame: pl.DataFrame, # of `slopes`, with `title`
-) -> alt.LayerChart:
+) -> Layers:
     "Lines from the place by score to the slot."
     known = [w for w in COLOURS if w in set(frame["what"])]
-    most = int(frame["at"].max())
+    most = max(frame["at"])
     far = most > 30 # then the first places would lie on each other, were the scale not a logarithm
     scale = alt.Scale(type="log" if far else "linear", domain=[most*1.15, 0.87] if far else [most + 0.5, 0.5], nice=False, zero=False)
     ticks = [t for t in (1, 2, 3, 5, 10, 20, 50, 100, 200, 500) if t <= most] if far else sorted({1, *frame["at"]})
