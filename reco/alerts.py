@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from .data.objects import Changed, ObjectError, Objects, read, write
+from .data.objects import Changed, ObjectError, Objects, text_of, write
 from .settings import Alerts
 
 # %% ../nbs/57_alerts.ipynb #00d91696
@@ -78,12 +78,12 @@ def _there(
     "The log in a bucket; raises `ObjectError`."
     def add(line:dict)->None:
         for turn in range(8):
-            known = read(bucket, LOG)
+            known = text_of(bucket, LOG)
             try: return write(bucket, LOG, known.text + _dated(line), over=known.tag)
             except Changed:
                 if turn == 7: raise
                 time.sleep(0.05 * 2**turn)
-    return _lines(read(bucket, LOG).text), add
+    return _lines(text_of(bucket, LOG).text), add
 
 def events(
     place:Path|Objects, # folder or bucket of the bundles

@@ -31,7 +31,7 @@ from .ids import IdMap
 from .materialize import PAST, item_rows
 from .moment import ranker_rows
 from .pipeline import Lists, left_over, make_lists, pins_for
-from .schemas import TS
+from .schemas import TS, Dtype
 from .settings import Settings
 
 # %% ../nbs/64_batch.ipynb #e1244d4d
@@ -127,7 +127,7 @@ def lists_of_many(
     pins = pins_for(bundle, int(h.asof[0]), "for_you", k, [])
     c, lists = _lists(bundle, h, k, per_item, pins)
     for i in np.flatnonzero((lists.items < 0).any(axis=1)):
-        one = h.take(i)
+        one = h.take(int(i))
         more = left_over(bundle, c.item[c.indptr[i]:c.indptr[i + 1]], one, "for_you", [], 2*k)
         if not len(more): continue
         longer = _lists(bundle, one, k, per_item, np.concatenate([pins, more]))[1]
@@ -185,7 +185,7 @@ def fresh_rows(
 
 # %% ../nbs/64_batch.ipynb #c1efdfd3
 LISTS, PARTS = "batch_lists", "batch_parts" # tables of the lake
-PART = {"run": pl.String, "partition": pl.Int32, "partitions": pl.Int32, "bundle_id": pl.String, "interactions": pl.String,
+PART:dict[str, Dtype] = {"run": pl.String, "partition": pl.Int32, "partitions": pl.Int32, "bundle_id": pl.String, "interactions": pl.String,
         "catalog": pl.String, "k": pl.Int32, "users": pl.Int64, "rows": pl.Int64, "seconds": pl.Float64, "ts": TS,
         "made": TS} # a row of PARTS
 

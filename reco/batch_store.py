@@ -9,6 +9,7 @@ __all__ = ['AT_A_TIME', 'StoredList', 'put_lists', 'read_list', 'forget_lists', 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import polars as pl
 
@@ -84,7 +85,7 @@ def read_list(
     "The list that was made in advance; raises `StoreError`."
     with asking("read a list"): value, mark = store.client.mget(_key(store.keys, user_id), store.keys.erased(user_id))
     if value is None: return None
-    found = _unpack(value, user_id)
+    found = _unpack(cast(bytes, value), user_id)
     return None if mark is not None and found.asof <= int(mark) else found
 
 def forget_lists(
@@ -107,7 +108,7 @@ def lists_in(
 )->str|None: # a run
     "The run whose lists are all there; raises `StoreError`."
     with asking("which lists are there"): value = store.client.get(_from(store))
-    return None if value is None else value.decode()
+    return None if value is None else cast(bytes, value).decode()
 
 # %% ../nbs/64a_batch_store.ipynb #de85749a
 def fill_lists(

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +71,7 @@ class ModelBundle:
 
 # %% ../nbs/60_bundle.ipynb #45ffea65
 def features_of(
-    sources:dict[str, CandidateSource|type], # by name, in the order of the merge
+    sources:Mapping[str, CandidateSource|type], # by name, in the order of the merge
     quotas:dict[str, int],                   # source → candidates on the home page
 )->dict[str, list[str]]:                     # surface → columns of its ranker's input
     "The columns that this version of the code computes."

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .bundle import BundleError
 from .bundle_store import Address, Root, asking, check_there
-from .data.objects import read, write
+from .data.objects import text_of, write
 from .published import Publication, decided, next_line
 
 # %% ../nbs/60d_challenger.ipynb #0b701a06
@@ -49,7 +49,7 @@ def kept_text(
 )->str:        # empty when there is none
     "A small text that was kept."
     if isinstance(root, Path): return (root/name).read_text() if (root/name).is_file() else ""
-    with asking(): return read(root.objects, name).text
+    with asking(): return text_of(root.objects, name).text
 
 # %% ../nbs/60d_challenger.ipynb #3d790b88
 def set_challenger(

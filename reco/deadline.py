@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
 from threading import Thread
+from typing import Any, cast
 
 import numpy as np
 
@@ -38,9 +39,9 @@ HANGS:dict[str, Future] = {} # source → its call that did not end in time
 
 def elsewhere(
     name:str,
-    work:Callable[[], object],
+    work:Callable[[], Any],
     seconds:float,
-)->object: # what the work returns
+)->Any: # what the work returns
     "Work in a thread, waited for so long; raises `Late` when it is not done, or not done yet since the last time."
     if name in HANGS and not HANGS[name].done(): raise Late
     future:Future = Future()
@@ -76,7 +77,7 @@ class OnTime:
         "As the source's, or NaN."
         return self._asked(lambda: self.source.score(histories, indptr, items), lambda: np.full((len(items), len(self.scores)), np.nan, np.float32))
 
-    def _asked(self, work:Callable, without:Callable)->object:
+    def _asked(self, work:Callable, without:Callable)->Any:
         "What the work returns, or what there is without it."
         try:
             if self.name == ALWAYS: return work()
@@ -93,4 +94,4 @@ def on_time(
     clock:Clock,
 )->dict[str, CandidateSource]:          # in the same order
     "The sources, for one request."
-    return {name: OnTime(name, s, clock) for name,s in sources.items()}
+    return {name: cast(CandidateSource, OnTime(name, s, clock)) for name,s in sources.items()} # fitted already: it needs no `fit`

@@ -335,7 +335,8 @@ def summed(
 
 def by_places(f:Facts, i:int)->tuple[dict[str, float], dict[str, float]]: # group → its best; column of the merge → its own; best first
     "What the places of the i-th item are worth in the sources' order."
-    first, groups = f.a.scoring.first, {}
+    first = f.a.scoring.first
+    groups:dict[str, float] = {}
     worth = {s: (1. if s == first != FUSED else 1/(60 + place - 1)) for s,place in f.places(i).items()}
     strength = dict(sorted(worth.items(), key=lambda kv: -kv[1]))
     for s, w in strength.items(): groups.setdefault(f.about[f.columns[f"{s}_rank"]], w)

@@ -7,6 +7,7 @@ __all__ = ['WORST', 'table_of', 'stages_figure', 'groups_figure', 'reliability_f
 
 # %% ../nbs/81b_figures.ipynb #a4ebbe11
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -72,7 +73,7 @@ def reliability_figure(
     "What was promised and what came true."
     fig = Figure(figsize=(5, 4.2), layout="constrained")
     ax = fig.subplots()
-    top = 105*max(groups["promised"].max() or 0, groups["kept"].max() or 0, .01)
+    top = 105*max(cast(float, groups["promised"].max() or 0), cast(float, groups["kept"].max() or 0), .01)
     ax.plot([0, top], [0, top], color=OTHERS, lw=1, ls="--")
     ax.plot(100*groups["promised"].to_numpy(), 100*groups["kept"].to_numpy(), "o-", color=OURS)
     ax.set(xlabel="chance that was promised, %", ylabel="share that came true, %", xlim=(0, top), ylim=(0, top))

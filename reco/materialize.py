@@ -10,6 +10,7 @@ __all__ = ['PAST', 'AT_ONCE', 'ACTIVATED', 'fill_pasts', 'item_rows', 'version_o
 import hashlib
 import json
 from datetime import datetime, timedelta
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -25,7 +26,7 @@ from .features.rows import columns_digest
 from .features.store import OnlineStore
 from .ids import IdMap
 from .redis_server import asking
-from .schemas import CATALOG, conform
+from .schemas import CATALOG, Dtype, conform
 
 # %% ../nbs/62_materialize.ipynb #38013da7
 PAST = ["event_id", "ts", "user_id", "item_id", "event"] # columns that a past needs
@@ -99,7 +100,7 @@ def materialize_pasts(
 )->dict[str, int]:             # of `fill_pasts`
     "Fill the pasts, and write down from what when all are there; raises `StoreError`."
     with asking("what was materialized last"): before = store.client.get(_note(store))
-    if before and before.decode().split()[0].partition("-")[2] != snapshot.partition("-")[2]: store.clear()
+    if before and cast(bytes, before).decode().split()[0].partition("-")[2] != snapshot.partition("-")[2]: store.clear()
     done = fill_pasts(store, interactions, end)
     with asking("note what was materialized"): store.client.set(_note(store), _pasts_of(store, snapshot), ex=store.history_s)
     return done
@@ -116,7 +117,7 @@ def materialize_rows(
     store.activate(bundle.id, version, asof)
 
 # %% ../nbs/62_materialize.ipynb #a90d34f1
-ACTIVATED = {"bundle": pl.String, "version": pl.String, "at": pl.Datetime("ms", "UTC"), "asof": pl.Int64} # columns of the lake's `activated`
+ACTIVATED:dict[str, Dtype] = {"bundle": pl.String, "version": pl.String, "at": pl.Datetime("ms", "UTC"), "asof": pl.Int64} # columns of the lake's `activated`
 
 def note_rows(
     lake:Lake,

@@ -8,6 +8,7 @@ __all__ = ['PRICE', 'DISCOUNT', 'AGE', 'BY_CATEGORY', 'CODED', 'log', 'code_of',
 
 # %% ../nbs/60b_newest.ipynb #b7725ead
 import logging
+from typing import Any, cast
 
 import numpy as np
 
@@ -69,8 +70,9 @@ def read_in(
 )->None:
     "Give the content source an item's text, or its category's place."
     words = {w: getattr(item, w) for w in ("title", "category_path", "brand", "description")}
-    vector = vector_of(bundle.moment.sources["content"], words, fellows)
-    bundle.moment.sources["content"] = with_newcomer(bundle.moment.sources["content"], i, vector)
+    content:Any = bundle.moment.sources["content"] # readable, says `unread`
+    vector = vector_of(content, words, fellows)
+    bundle.moment.sources["content"] = cast(Any, with_newcomer(content, i, vector))
     if bundle.reranker.vectors.shape[1] == len(vector): bundle.reranker.vectors[i] = vector
 
 def bring_in(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,7 +94,9 @@ STAGES = ("store", "past", "candidates", "features", "ranking", "reranking", "re
 
 class Stages:
     "How long each stage of a request took."
-    def __init__(self)->None: self.at, self.seconds = time.perf_counter(), {}
+    def __init__(self)->None:
+        self.at = time.perf_counter()
+        self.seconds:dict[str, float] = {}
 
     def done(self, stage:str)->None:
         "What passed since the last stage belongs to this one."
@@ -242,7 +244,7 @@ class Asked:
     )->Told:
         "What the store says; nothing when it cannot say anything."
         if self.store is None: return self.told
-        try: self.told = self.store.breaker.ask(lambda: self.store.ask(user_id, self.bundle.id, question))
+        try: self.told = (store := self.store).breaker.ask(lambda: store.ask(user_id, self.bundle.id, question))
         except StoreError: self.degraded = True
         else: self.degraded = not online_of(self.bundle, self.store).follow(self.told)
         self.stages.done("store")
@@ -252,7 +254,7 @@ class Asked:
     def moment(self)->Moment: # of the bundle, with the newest features, and sources that are timed, and left out when they are late
         moment = self.bundle.moment
         sources = moment.sources if self.clock is None else on_time(moment.sources, self.clock)
-        changes = {"sources": {name: Timed(s, self.stages) for name,s in sources.items()}}
+        changes:dict[str, Any] = {"sources": {name: Timed(s, self.stages) for name,s in sources.items()}}
         if self.store is not None: changes["per_item"] = online_of(self.bundle, self.store).rows
         return replace(moment, **changes)
 
@@ -435,7 +437,7 @@ def recommend(
     told = asked.ask(request.user_id, question)
     if told.kept is not None: return unpacked(told.kept, bundle.id, asked.stages.seconds)
     found = response(_answer(request, bundle, asked))
-    if told.stamp and not found.without and online_of(bundle, store).is_at(told):
+    if store and told.stamp and not found.without and online_of(bundle, store).is_at(told):
         with suppress(StoreError): store.breaker.ask(lambda: store.keep(request.user_id, bundle.id, question, told.stamp, packed(found), keep_s))
     asked.stages.done("response")
     return found

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from .bundle import BundleError, UnknownBundle, current_name, latest_bundle, named_bundle, verify
 from .bundle_store import HISTORY, Address, BundlesOnS3, NotNow, Root, add_line, bundle_at, check_there, files_of, going, ledger, lines_of
+from .data.objects import Text
 
 # %% ../nbs/60ab_published.ipynb #8b09b9fa
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def history(
     root:Root,
 )->list[Publication]: # oldest first
     "All that was published; raises `NotNow` when S3 cannot be asked."
-    if isinstance(root, BundlesOnS3): return publications(lines_of(ledger(root).text))
+    if isinstance(root, BundlesOnS3): return publications(lines_of(cast(Text, ledger(root)).text)) # without a tag there is one
     if not (root/HISTORY).is_file(): return []
     return publications(lines_of((root/HISTORY).read_text(errors="replace")))
 
@@ -139,7 +140,7 @@ def publish(
     instead_of:str|None=None, # name of what must still be served; None: whatever is
 )->Publication:
     "Make a bundle the one that is served; raises `UnknownBundle` for one that is gone, `BundleError` for another `instead_of`."
-    return decided(folder.parent, lambda _, now: next_line(folder.name, now, who, why, back, instead_of))
+    return cast(Publication, decided(folder.parent, lambda _, now: next_line(folder.name, now, who, why, back, instead_of)))
 
 # %% ../nbs/60ab_published.ipynb #ccfdfb5a
 class NothingBefore(BundleError):

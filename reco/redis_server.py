@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO, cast
 
 import redis
 from filelock import FileLock
@@ -98,7 +98,7 @@ def ensure(
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as started:
             until = time.monotonic() + START_S
             while not listens(path):
-                gone, _, _ = select.select([started.stdout], [], [], 0.005) # nothing is ever written: readable is ended
+                gone, _, _ = select.select([cast(IO, started.stdout)], [], [], 0.005) # nothing is ever written: readable is ended
                 if gone or time.monotonic() > until: raise StoreDown(f"the embedded Redis did not start: {_last_line(folder)}")
 
 def _last_line(

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -70,15 +71,16 @@ def _section(
     where:dict[str,str],     # key → file or variable it came from
 )->BaseModel|dict[str,Quota]:
     "One section, checked; raises `SettingsError`."
-    fields = {} if name == "candidates" else Settings.model_fields[name].annotation.model_fields
+    section:Any = None if name == "candidates" else Settings.model_fields[name].annotation
+    fields = section.model_fields if section else {}
     for key in values:
         if fields and key not in fields: raise _unknown(f"key in [{name}]", key, list(fields), where[key])
     try:
         if not fields: return {name: Quota.parse(text) for name,text in values.items()}
-        return Settings.model_fields[name].annotation(**values)
+        return section(**values)
     except ValidationError as e:
         err = e.errors()[0]
-        key = err["loc"][0] if fields else next(k for k,t in values.items() if not _parses(t))
+        key = str(err["loc"][0]) if fields else next(k for k,t in values.items() if not _parses(t))
         about = fields[key].description if fields else "a quota from 0 to 1000, or module:Class and a quota"
         shown = "(not shown)" if fields and fields[key].annotation is SecretStr else repr(values[key])
         raise SettingsError(f"{where[key]}: [{name}] {key} = {shown}: {err['msg']} ({about})") from None

@@ -142,7 +142,7 @@ def flat(
     prefix:str="",   # of the names
 )->dict[str, str]:   # path with dots → text; what is empty is left out
     "Nested values under one name each."
-    out = {}
+    out:dict[str, str] = {}
     for k, v in values.items():
         if isinstance(v, dict): out |= flat(v, f"{prefix}{k}.")
         elif v not in ("", None): out[f"{prefix}{k}"] = v if isinstance(v, str) else json.dumps(v, default=str)
@@ -208,9 +208,11 @@ def write_new(
     from mlflow.exceptions import MlflowException
     for last in (False, True): # somebody else may write the same at the same moment: then there is less to write
         have, now = t.client.get_run(run).data, int(1000*time())
-        try: return t.client.log_batch(run, metrics=[Metric(k, v, now, 0) for k,v in metrics.items() if have.metrics.get(k) != v],
+        try:
+            t.client.log_batch(run, metrics=[Metric(k, v, now, 0) for k,v in metrics.items() if have.metrics.get(k) != v],
                                        params=[Param(k, v) for k,v in parameters.items() if have.params.get(k) != v],
                                        tags=[RunTag(k, v) for k,v in tags.items() if have.tags.get(k) != v])
+            return
         except MlflowException:
             if last: raise
 

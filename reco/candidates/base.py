@@ -14,7 +14,7 @@ from functools import lru_cache
 from heapq import heapify, heapreplace
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import polars as pl
@@ -67,7 +67,7 @@ def save_source(
     "Write class, parameters and fitted arrays."
     folder.mkdir(parents=True, exist_ok=True)
     kind = f"{type(source).__module__}:{type(source).__qualname__}"
-    (folder/"source.json").write_text(json.dumps({"class": kind, "parameters": asdict(source)}, indent=1))
+    (folder/"source.json").write_text(json.dumps({"class": kind, "parameters": asdict(cast(Any, source))}, indent=1))
     for name in source.fitted: np.save(folder/f"{name}.npy", getattr(source, name), allow_pickle=False)
 
 # %% ../../nbs/30_candidates.base.ipynb #6c82541c
@@ -213,7 +213,8 @@ def merge(
     "One candidate per request and item, with every source's rank and score."
     source, rank = _columns(tuple([r.items.shape[1] for r in retrieved.values()]))
     items, scores = (np.concatenate(parts, axis=1) for parts in zip(*((r.items, r.scores) for r in retrieved.values()), strict=True))
-    return Candidates(*lay_out(items, scores, source, rank, len(retrieved)), tuple(retrieved))
+    indptr, item, ranks, told = lay_out(items, scores, source, rank, len(retrieved))
+    return Candidates(indptr, item, ranks, told, tuple(retrieved))
 
 # %% ../../nbs/30_candidates.base.ipynb #0350e60f
 def score_all(
@@ -238,4 +239,4 @@ def candidates_frame(
     row, source = np.nonzero(~np.isnan(candidates.ranks))
     return pl.DataFrame({"request_id": candidates.request[row], "item_idx": candidates.item[row],
                          "source": np.array(candidates.sources)[source], "source_rank": candidates.ranks[row, source],
-                         "source_score": candidates.scores[row, source]}).cast(CANDIDATES.columns)
+                         "source_score": candidates.scores[row, source]}).cast(CANDIDATES.columns) # type: ignore[arg-type] # keys of a Mapping are invariant

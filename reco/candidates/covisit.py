@@ -141,7 +141,7 @@ class CoVisitation(Voting):
         self.value = halved(value)
         return self
 
-    def cast(self,
+    def cast(self, # type: ignore[override] # the arrays are those of its own `room`
         h:Histories,
         i:int,             # request, with a past
         votes:np.ndarray,  # float32 [n_items, len(SCORES)], all zero

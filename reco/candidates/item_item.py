@@ -86,7 +86,7 @@ class ItemItem(Voting):
         self.indptr, self.index, self.value = similar.indptr, similar.indices.astype(np.int32), halved(similar.data)
         return self
 
-    def cast(self,
+    def cast(self, # type: ignore[override] # the arrays are those of its own `room`
         h:Histories,
         i:int,             # request, with a past
         votes:np.ndarray,  # float32 [n_items, 1], all zero

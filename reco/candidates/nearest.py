@@ -6,6 +6,8 @@
 __all__ = ['settle', 'within_reach', 'nearest_exact', 'nearest_indexed', 'nearest']
 
 # %% ../../nbs/34a_candidates.nearest.ipynb #fffb01d0
+from typing import Any, cast
+
 import numpy as np
 from numba import njit
 
@@ -71,7 +73,7 @@ def nearest_indexed(
         several = np.resize(block, max(len(block), 2)) # a single query has an answer of another type
         there = index.search(vectors[several], min(k + 1, len(pool)), threads=0) # a search changes nothing: all cores may do it
         for j, q in enumerate(block):
-            found = np.sort(there.keys[j][:there.counts[j]].astype(np.int32))
+            found = np.sort(there.keys[j][:cast(Any, there).counts[j]].astype(np.int32))
             found, cosine = settle(vectors[q].astype(np.float32), q, found, vectors[found].astype(np.float32), k)
             items[start + j, :len(found)], cosines[start + j, :len(found)] = found, cosine
     return items, cosines

@@ -151,7 +151,7 @@ def count_pairs(
     index, out = np.zeros(starts[-1], np.int32), np.zeros((3, starts[-1]), np.float32)
     found = all_companions(b.indptr, b.item, b.place, weight, basket, ends, by_item, voice, starts, index, out, most)
     at = ranges(starts[:-1], starts[:-1] + found)
-    return Pairs(np.concatenate([[0], np.cumsum(found)]), index[at], *(x[at] for x in out), bought, float(weight.sum()))
+    return Pairs(np.concatenate([[0], np.cumsum(found)]), index[at], out[0][at], out[1][at], out[2][at], bought, float(weight.sum()))
 
 # %% ../../nbs/35a_candidates.pairs.ipynb #a4900700
 def probability(

@@ -6,6 +6,8 @@
 __all__ = ['Scratch', 'scratch_of', 'clear', 'read_off', 'Voting']
 
 # %% ../../nbs/30a_candidates.voting.ipynb #8b1bbaa0
+from typing import ClassVar
+
 import numpy as np
 from numba import njit
 
@@ -18,7 +20,8 @@ class Scratch:
     def __init__(self,
         *shapes:tuple[tuple[int, ...], type], # shape and type of each array of a set
     ):
-        self.shapes, self.free = shapes, []
+        self.shapes = shapes
+        self.free:list[tuple[np.ndarray, ...]] = []
 
     def take(self)->tuple[np.ndarray, ...]: # all zero
         "A set that nobody else has."
@@ -63,6 +66,9 @@ def read_off(
 # %% ../../nbs/30a_candidates.voting.ipynb #b5830b50
 class Voting:
     "Retrieves and scores by the votes that `cast` counts."
+    indptr: np.ndarray     # of the source that votes
+    scores: ClassVar[dict[str, str]]
+
     def room(self)->tuple[tuple[tuple[int, ...], type], ...]: # the first is that of the votes, [n_items, scores]
         "Shapes and types of the arrays that `cast` is given."
         return (((len(self.indptr) - 1, len(self.scores)), np.float32),)

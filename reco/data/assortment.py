@@ -110,10 +110,10 @@ def catalog_history(
 )->pl.DataFrame:              # item (row of `plan`), day, price, discount, available; by item, then day
     "The first state of each item and each later change of it."
     item, first = np.arange(plan.height), plan["first_day"].to_numpy()
-    state = (plan["price"].to_numpy(), np.zeros(item.size), rng.random(item.size) > .05)
-    rows = [(item, first, *state)]
+    state:tuple[np.ndarray, ...] = (plan["price"].to_numpy(), np.zeros(item.size), rng.random(item.size) > .05)
+    rows:list[tuple] = [(item, first, *state)]
     for day in range(1, days):
-        new = tuple(np.where(first < day, b, a) for a,b in zip(state, next_day(*state, rng)))
+        new = tuple(np.where(first < day, b, a) for a,b in zip(state, next_day(state[0], state[1], state[2], rng)))
         moved = np.any([a != b for a,b in zip(state, new)], axis=0)
         rows.append((item[moved], np.full(moved.sum(), day), *(x[moved] for x in new)))
         state = new

@@ -7,6 +7,7 @@ __all__ = ['redis_of', 'open_producer', 'open_consumer', 'open_codec']
 
 # %% ../../nbs/15c_data.bus.ipynb #1681525d
 import socket
+from typing import Any, cast
 
 from redis import Redis
 
@@ -65,4 +66,4 @@ def open_codec(
     try: registry = SchemaRegistryClient.new_client({"url": address})
     except Exception: # whatever its HTTP library says, with the address in it
         raise BusError("[stream] registry: not an address of a Schema Registry (not shown)") from None
-    return registry_codec(registry, section.topic)
+    return registry_codec(cast(Any, registry), section.topic)

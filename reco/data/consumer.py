@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import polars as pl
 from deltalake.exceptions import DeltaError
@@ -25,7 +25,8 @@ from .stream import BusError, Consumer, DeadLetter, Malformed, Message
 from ..redis_server import StoreError
 from ..settings import Stream
 
-LOG, T = logging.getLogger(__name__), TypeVar("T")
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # %% ../../nbs/28_data.consumer.ipynb #9904934d
 POLL_S = 0.2 # one look at the bus; a signal to end is seen in between
@@ -37,7 +38,8 @@ def gather(
     stopped:Callable[[], bool],     # whether to make an end
 )->list[Message]:                   # none when none came in one look
     "The next micro-batch; raises `BusError`."
-    found, until = [], time.monotonic() + POLL_S
+    until = time.monotonic() + POLL_S
+    found:list[Message] = []
     while len(found) < batch_events and not stopped() and (left := until - time.monotonic()) > 0:
         try: some = bus.poll(batch_events - len(found), min(left, POLL_S))
         except BusError:
@@ -128,6 +130,7 @@ class Patience:
             else:
                 if tries: LOG.warning("%s answers again after %d tries", what, tries)
                 return answer
+        raise AssertionError("pauses have no end")
 
 # %% ../../nbs/28_data.consumer.ipynb #b672490f
 SUSPECTS, CHANCES = 8, 5 # rows that may all be culprits, and the tries after which they are taken for it
@@ -200,7 +203,7 @@ class Metrics:
         self.duplicates.inc(batch.duplicates)
         for l in batch.letters: self.dead.labels(l.reason).inc()
         self.seconds.observe(seconds)
-        if batch.rows.height: self.newest.set(max(self.newest._value.get(), batch.rows["ts"].max().timestamp()))
+        if batch.rows.height: self.newest.set(max(self.newest._value.get(), cast(datetime, batch.rows["ts"].max()).timestamp()))
 
 # %% ../../nbs/28_data.consumer.ipynb #61a3acd8
 LAG_EVERY_S = 5

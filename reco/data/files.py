@@ -13,11 +13,11 @@ import io
 import re
 import zlib
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import polars as pl
 
-from ..schemas import CATALOG, INTERACTIONS, TS, FrameSchema
+from ..schemas import CATALOG, INTERACTIONS, TS, Dtype, FrameSchema
 
 # %% ../../nbs/04_data.files.ipynb #266bb969
 class SourceError(ValueError):
@@ -28,7 +28,7 @@ def _open(
     path:Path,  # a file, perhaps gzipped
 )->BinaryIO:    # its bytes, unpacked when the name ends in .gz
     "Open a file for reading."
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 def _tail(
     path:Path,  # a file, perhaps gzipped
@@ -117,7 +117,7 @@ def gather(
 # %% ../../nbs/04_data.files.ipynb #34e6756e
 def moment(
     column:str,         # column name
-    dtype:pl.DataType,  # its dtype in the file
+    dtype:Dtype,        # its dtype in the file
 )->pl.Expr:             # TS, null where it cannot be read
     "Integer milliseconds, ISO text or datetimes, as UTC milliseconds."
     col = pl.col(column)
@@ -147,8 +147,8 @@ def refuse_wrong_unit(
 # %% ../../nbs/04_data.files.ipynb #091a56d5
 def _typed(
     column:str,           # column name
-    dtype:pl.DataType,    # its dtype in the file
-    wanted:pl.DataType,   # its dtype in the schema
+    dtype:Dtype,          # its dtype in the file
+    wanted:Dtype,         # its dtype in the schema
 )->pl.Expr:               # the column in that dtype, null where it cannot be read
     "One column in its schema's type."
     col = pl.col(column)
@@ -171,10 +171,10 @@ def typed(
     have = dict(frame.collect_schema())
     frame = frame.with_columns(pl.lit(None, pl.String).alias(c) for c in ("unread", "reason") if c not in have)
     new = {c: _typed(c, have[c], t) if c in have else pl.lit(None, dtype=t) for c,t in schema.columns.items()}
-    unread = [pl.when(pl.col(c).is_not_null() & new[c].is_null()).then(
+    unreads = [pl.when(pl.col(c).is_not_null() & new[c].is_null()).then(
                   pl.format(f"{c}='{{}}'", pl.col(c).cast(pl.String, strict=False)))
               for c,t in schema.columns.items() if c in have and have[c] != t and t != pl.String]
-    both = pl.concat_str("unread", *unread, separator=", ", ignore_nulls=True)
+    both = pl.concat_str("unread", *unreads, separator=", ", ignore_nulls=True)
     unread = pl.when(both != "").then(both) # not `replace`: it holds the whole column, a gigabyte on ten million rows
     return frame.select(**new, file="file", row="row", unread=unread, reason="reason")
 

@@ -67,7 +67,7 @@ def event_log(
                       "event": f["event"].to_physical().cast(pl.Int8), "ts": f["ts"].dt.epoch("ms"),
                       "order": f.with_columns(order=code)["order"]}).sort("user", "ts", "event", "item", "order")
     order = f["order"].to_numpy() if (f["order"] >= 0).any() else None
-    return EventLog(*(f[c].to_numpy() for c in ("user", "item", "event", "ts")), len(users), len(items), order)
+    return EventLog(f["user"].to_numpy(), f["item"].to_numpy(), f["event"].to_numpy(), f["ts"].to_numpy(), len(users), len(items), order)
 
 # %% ../../nbs/16_data.histories.ipynb #cfcf3e08
 @dataclass(frozen=True)

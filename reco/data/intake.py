@@ -36,7 +36,9 @@ def judge_events(
     latest:datetime,        # events after this moment (UTC) are bad
 )->tuple[list[dict], dict[int, str]]: # good events, each once, in their order; number → why it is bad
     "Judge a few events."
-    rules, good, reasons = interaction_rules(latest), {}, {}
+    rules = interaction_rules(latest)
+    good:dict[tuple, dict] = {}
+    reasons:dict[int, str] = {}
     for n,e in enumerate(events):
         row = as_row(e)
         if row["ts"] is not None: row["ts"] = EPOCH + timedelta(milliseconds=row["ts"])

@@ -9,6 +9,7 @@ __all__ = ['LOG', 'REBALANCING', 'kafka_config', 'KafkaProducer', 'KafkaConsumer
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from confluent_kafka import Consumer as KafkaClient
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -23,7 +24,7 @@ LOG = logging.getLogger(__name__)
 def _kafka(
     make:type,              # librdkafka's producer or consumer
     config:dict[str,object],
-)->object:
+)->Any:
     "A librdkafka client that logs here; raises `BusError` for settings that it does not take."
     try: return make(config | {"logger": LOG})
     except KafkaException as e:
@@ -59,8 +60,9 @@ class KafkaProducer(Producer):
     ):
         more = {"enable.idempotence": True, "acks": "all", "linger.ms": 5, "compression.type": "lz4",
                 "delivery.timeout.ms": int(1000*wait_s)}
-        self.topic, self.wait_s, self.failed = topic, wait_s, []
-        self.client = _kafka(KafkaSender, more | config)
+        self.topic, self.wait_s = topic, wait_s
+        self.failed:list[str] = []
+        self.client:Any = _kafka(KafkaSender, more | config)
 
     def _delivered(self, error:KafkaError|None, _message:object)->None: # called by `poll` and `flush`
         if error: self.failed.append(error.str())
@@ -103,8 +105,11 @@ class _Partitions:
     ):
         more = {"group.id": group, "enable.auto.commit": False, "auto.offset.reset": "earliest",
                 "queued.max.messages.kbytes": 16_384, "partition.assignment.strategy": "cooperative-sticky"}
-        self.topic, self.early, self.held, self.owed = topic, [], [], {} # arrived while held; paused; partition → offset to commit
-        self.client = _kafka(KafkaClient, more | config)
+        self.topic = topic
+        self.early:list[Any] = [] # arrived while held
+        self.held:list[Any] = []  # partitions that are paused
+        self.owed:dict[int, int] = {} # partition → offset to commit
+        self.client:Any = _kafka(KafkaClient, more | config)
         self.client.subscribe([topic])
 
     def _consume(self, count:int, timeout_s:float)->list[Message]: # raises `RuntimeError` when only a new client can help

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from deltalake import DeltaTable
@@ -22,7 +22,7 @@ from deltalake.transaction import AddAction
 from pyarrow.fs import FileSelector
 
 from .storage import (FILES, ROWS, LakeError, Storage, at_snapshot, commit, create, ident, opened, parts, scan_parts,
-                               shaped, storage_options, without, write_part)
+                               shaped, storage_options, table_at, without, write_part)
 from ..schemas import CATALOG, INTERACTIONS, TS, SchemaError, conform
 from ..settings import Settings
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING: import duckdb # `views` is given a connection; writing and rea
 
 # %% ../../nbs/11_data.lake.ipynb #e1673811
 SCHEMAS = {"interactions": INTERACTIONS, "catalog": CATALOG} # tables that are held to a schema, in and out
-STORED = {pl.Enum: pl.String, pl.Categorical: pl.String, pl.Null: pl.String, pl.Datetime: pl.Datetime("us", "UTC"),
+STORED:dict[type[pl.DataType], Any] = {pl.Enum: pl.String, pl.Categorical: pl.String, pl.Null: pl.String, pl.Datetime: pl.Datetime("us", "UTC"),
           pl.UInt8: pl.Int64, pl.UInt16: pl.Int64, pl.UInt32: pl.Int64, pl.UInt64: pl.Int64}
 
 def _storable(
@@ -153,7 +153,7 @@ def erased(
     found = opened(storage, "erased")
     if found is None: return None
     rows = pl.scan_delta(found, storage_options=storage.polars)
-    return Erased(found.metadata().id, rows.group_by("digest").agg(pl.col("at").max()).sort("digest").collect())
+    return Erased(str(found.metadata().id), rows.group_by("digest").agg(pl.col("at").max()).sort("digest").collect())
 
 # %% ../../nbs/11_data.lake.ipynb #015b1143
 def _not_erased(
@@ -181,7 +181,8 @@ def _spread(
     done:list[AddAction],            # grows: the files that are written
 )->None:
     "Rows to data files, in bounded memory."
-    held, rows = {}, 0
+    rows = 0
+    held:dict[Any, list[pl.DataFrame]] = {} # day → what waits for its file
     for batch in batches:
         days = batch.partition_by("day", as_dict=True, include_key=False) if by_day else {(None,): batch}
         for (day,),frame in days.items(): held.setdefault(day, []).append(frame)
@@ -233,13 +234,13 @@ def _append(
     "Make new rows visible, each key once; raises `LakeError` when others are always faster."
     for _ in range(TRIES):
         if now and not done: return
-        try: return commit(now, done, {ROWS: now.version()+1}) if now else create(storage, table, schema, by_day, done)
+        try: return commit(now, [*done], {ROWS: now.version()+1}) if now else create(storage, table, schema, by_day, done)
         except DeltaError as e: later, last = opened(storage, table), e
         if later is None or now and later.version() == now.version(): raise last # nobody else was there
         since = parts(later).join(parts(now), on="path", how="anti")
         if done and done[0].path in since["path"]: return # it was mine, only the answer was lost
         newly = erased(storage)
-        same = (gone is None) == (newly is None) and (gone is None or gone.since.equals(newly.since))
+        same = gone is newly is None or (gone is not None and newly is not None and gone.since.equals(newly.since))
         done = _still_new(storage, table, done, later, since, key, None if same else newly) if done else done
         now, gone = later, newly
     raise LakeError(f"{table}: {TRIES} tries, and other writers were faster each time")
@@ -255,7 +256,8 @@ def _replace(
     "Write rows over those with the same key; what is the same already stays; raises `LakeError` when others are always faster."
     same = [c for c in rows.columns if c != "day" or not by_day]
     for _ in range(TRIES):
-        now, done = opened(storage, table), []
+        now = table_at(storage, table)
+        done:list[AddAction] = []
         rows = _not_erased(rows, erased(storage))
         files = parts(now)["path"]
         there = scan_parts(storage, now, table, files).select(same) if len(files) else rows.clear().lazy()
@@ -278,7 +280,8 @@ def _write(
     replace:bool,                    # whether rows with other values replace
 )->None:
     "See `Lake.write`."
-    now, gone, done = opened(storage, table), erased(storage), [] # the table first: see `_refuse_older` in upkeep
+    now, gone = opened(storage, table), erased(storage) # the table first: see `_refuse_older` in upkeep
+    done:list[AddAction] = []
     if now and not now.metadata().partition_columns: day_of = ""
     rows, by_day = _fitted(table, rows, key, day_of), bool(day_of)
     if now: now = shaped(storage, now, table, rows.collect_schema())
@@ -336,6 +339,7 @@ class Lake(Storage):
                     return self.snapshot(table)
                 except (OSError, pl.exceptions.ComputeError) as e:
                     if last or not re.search("[Nn]ot ?[Ff]ound|NoSuchKey|No such file", str(e)): raise
+        raise AssertionError("the last try returns or raises")
 
 # %% ../../nbs/11_data.lake.ipynb #511d61fb
 def open_lake(
@@ -352,7 +356,7 @@ def views(
     "Make the lake's newest snapshots queryable by their names."
     names = lake.tables()
     for name in names:
-        found = opened(lake, name)
+        found = table_at(lake, name)
         connection.register(f"{name}__files", found.to_pyarrow_dataset())
         days = f" EXCLUDE ({', '.join(found.metadata().partition_columns)})" if found.metadata().partition_columns else ""
         connection.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT *{days} FROM {name}__files")

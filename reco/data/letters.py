@@ -7,6 +7,7 @@ __all__ = ['PAGE', 'TRIES', 'LEFT_S', 'is_of', 'forget_letters']
 
 # %% ../../nbs/15f_data.letters.ipynb #3030fe42
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError, WatchError
@@ -32,7 +33,7 @@ LEFT_S = 3600         # a copy that nobody finished is gone after so long
 def _pages(
     client:Redis,   # with bytes as answers
     stream:str,     # its name
-    after:bytes,    # number of an entry; empty for all
+    after:Any,      # number of an entry; empty for all
 )->Iterator[list]:  # of (number, fields)
     "What came after an entry."
     while page := client.xrange(stream, b"(" + after if after else "-", count=PAGE):
@@ -54,9 +55,12 @@ def _exchange(
                 stays = [(number, fields) for number,fields in page if not gone(fields)]
                 last, left_out, more = page[-1][0], left_out + len(page) - len(stays), client.pipeline(transaction=False)
                 for number,fields in stays: more.xadd(copy, fields, id=number)
-                more.expire(copy, LEFT_S).execute()
+                more.expire(copy, LEFT_S)
+                more.execute()
             pipe.multi()
-            if client.exists(copy): pipe.rename(copy, stream).persist(stream)
+            if client.exists(copy):
+                pipe.rename(copy, stream)
+                pipe.persist(stream)
             else: pipe.delete(stream)
             try: pipe.execute()
             except WatchError: continue

@@ -10,6 +10,7 @@ __all__ = ['PATIENCE_S', 'ORDERS', 'ORDER_LINES', 'HISTORY', 'HISTORY_ROWS', 'CA
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import psycopg
@@ -54,13 +55,13 @@ def snapshot(
 def fetch(
     conn:psycopg.Connection,        # inside `snapshot`
     query:str,                      # a SELECT
-    columns:dict[str,pl.DataType],  # what it selects, in order
+    columns:dict[str,Any],          # what it selects, in order
     folder:Path,                    # made here, named after the table; one file per piece
     batch_rows:int,                 # rows fetched at a time
 )->pl.LazyFrame:                    # the columns, plus file (the folder's name) and row (counted from 1)
     "A query's rows by way of the disk; raises `SourceError` when there are none."
     folder.mkdir(parents=True)
-    parts = []
+    parts:list[Path] = []
     with conn.cursor(name=folder.name) as cursor:
         cursor.execute(query, binary=True)
         while rows := cursor.fetchmany(batch_rows):

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 os.environ.setdefault("WHYLOGS_NO_ANALYTICS", "True") # whylogs reports its use to its makers otherwise
-np.unicode_ = np.str_ # whylogs 1.6.4 asks numpy 2 for a name that it dropped
+np.unicode_ = np.str_ # type: ignore[attr-defined] # whylogs 1.6.4 asks numpy 2 for a name that it dropped
 
 import whylogs
 from whylogs.core import DatasetProfileView

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Callable
 from datetime import datetime
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -27,9 +27,9 @@ class Fault(NamedTuple):
     "What a value must not be."
     column: str
     kind: str            # one of FAULTS
-    than: object = None  # what it is compared with, in the column's type
+    than: Any = None     # what it is compared with, in the column's type
 
-FAULTS: dict[str, tuple[Callable[[pl.Expr, object], pl.Expr], Callable[[object, object], bool]]] = {
+FAULTS: dict[str, tuple[Callable[[pl.Expr, Any], pl.Expr], Callable[[Any, Any], bool]]] = {
     "missing": (lambda c,_: c.is_null() | (c.cast(pl.String) == ""), lambda v,_: v is None or v == ""),
     "there": (lambda c,_: c.is_not_null(), lambda v,_: v is not None),
     "says": (lambda c,x: c.str.contains(x, literal=True), lambda v,x: v is not None and x in v),
@@ -107,7 +107,7 @@ def quarantined(
     at:datetime,         # now
 )->pl.LazyFrame:         # QUARANTINE
     "Rows as they are kept in quarantine."
-    place = [pl.lit(schema.name.lower()).alias("table"), "file", "row", "reason"]
+    place:list[Any] = [pl.lit(schema.name.lower()).alias("table"), "file", "row", "reason"]
     user = pl.col("user_id") if "user_id" in schema.columns else pl.lit(None, pl.String)
     record = pl.struct(*schema.columns, "unread").struct.json_encode()
     rows = bad.select(*place, user_id=user, record=record, at=pl.lit(at, TS))

@@ -10,14 +10,15 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from .stream import BusError, Consumer, DeadLetter, Message, Producer, Record
 
-LOG, T = logging.getLogger(__name__), TypeVar("T")
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # %% ../../nbs/15a_data.redis_bus.ipynb #e7188f06
 def _redis_error(
@@ -66,7 +67,7 @@ class RedisProducer(Producer):
             some = records[sent:sent + min(PIPELINE, self.when_there_is_room(self._room, doing))]
             pipe = self.client.pipeline(transaction=False)
             for r in some: pipe.xadd(self.stream, {"event": r.data})
-            self.when_there_is_room(lambda p=pipe: len(p.execute()), doing)
+            self.when_there_is_room(lambda p=pipe: len(p.execute()), doing) # type: ignore[misc] # of a default it makes no type
             sent += len(some)
 
     def flush(self)->None: # every answer was waited for already
@@ -110,7 +111,8 @@ IDLE_S = 60 # unheard of for so long, a consumer's messages go to another; a wri
 
 class _Reader(_Member):
     "Where a consumer's messages come from; raises `BusError`."
-    own, claimed, claim_at, idle_s = "0-0", "0-0", 0., IDLE_S # how far the first two sources were read, when the second is due
+    own, claimed, claim_at = "0-0", "0-0", 0.
+    idle_s:float = IDLE_S # how far the first two sources were read, when the second is due
 
     def _messages(self, entries:list)->list[Message]: # those that still exist; deleted ones are struck off
         if gone := [i for i,fields in entries if not fields]: self.client.xack(self.stream, self.group, *gone)
@@ -118,7 +120,7 @@ class _Reader(_Member):
 
     def _read(self, after:str, count:int, block_ms:int|None)->list: # entries
         answer = self.client.xreadgroup(self.group, self.name, {self.stream: after}, count=count, block=block_ms)
-        return answer[0][1] if answer else []
+        return cast(Any, answer)[0][1] if answer else []
 
     def _before(self, count:int)->list[Message]: # given to this name before it was started
         while self.own:
@@ -167,17 +169,19 @@ class RedisConsumer(_Reader, Consumer):
 
     def ack(self, messages:Sequence[Message])->None:
         for ids in _parts(messages):
-            pipe = self.client.pipeline(transaction=True).xack(self.stream, self.group, *ids).xdel(self.stream, *ids)
+            pipe = self.client.pipeline(transaction=True)
+            pipe.xack(self.stream, self.group, *ids)
+            pipe.xdel(self.stream, *ids)
             self._call(pipe.execute)
 
     def dead_letter(self, letters:Sequence[DeadLetter])->None:
         for l in letters:
             values = [self.group, l.message.origin, f"{self.stream}/{l.message.origin}", l.reason, l.detail, l.message.data, self.dead_ms]
-            self._call(lambda v=values: self.move(keys=[self.stream, self.dead], args=v))
+            self._call(lambda v=values: self.move(keys=[self.stream, self.dead], args=v)) # type: ignore[misc] # likewise
 
     def hold(self, messages:Sequence[Message])->None:
         for ids in _parts(messages):
-            self._call(lambda i=ids: self.client.xclaim(self.stream, self.group, self.name, 0, i, justid=True))
+            self._call(lambda i=ids: self.client.xclaim(self.stream, self.group, self.name, 0, i, justid=True)) # type: ignore[misc] # likewise
 
     def lag(self)->int:
         return self._call(lambda: self.client.xlen(self.stream))

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -37,14 +37,14 @@ def packed(
     pieces = [memoryview(body), *(b.raw() for b in outside)]
     sizes = np.array([MARK, len(pieces), *(p.nbytes for p in pieces)], np.int64)
     out:list[memoryview] = []
-    for piece in (memoryview(sizes).cast("B"), *pieces):
+    for piece in (memoryview(sizes.data).cast("B"), *pieces):
         out += [piece, memoryview(bytes(_room(piece.nbytes) - piece.nbytes))]
     return out
 
 # %% ../../nbs/11b_data.scratch.ipynb #252d44e9
 def unpacked(
     file:BinaryIO,  # of `packed`, whole or not
-)->object:          # its arrays are the file's pages until somebody writes into them
+)->Any:          # its arrays are the file's pages until somebody writes into them
     "An object as it was; raises `ValueError` for a file that was cut off or is none of these."
     size = file.seek(0, 2)
     if size < LINE: raise ValueError(f"{size} bytes are no object")
@@ -91,14 +91,14 @@ class Scratch:
 
     def get(self,
         name:str,
-    )->object:
+    )->Any:
         "What an earlier step kept; raises `ScratchError` when it is not there, or not all of it."
         try:
             if self.objects is None:
                 with (self.folder/name).open("rb") as file: return unpacked(file)
             with tempfile.NamedTemporaryFile() as file: # the mapping outlives the name
                 download(self.objects, f"{FOLDER}/{self.run}/{name}", Path(file.name))
-                return unpacked(file)
+                return unpacked(cast(BinaryIO, file))
         except (FileNotFoundError, NoObject):
             raise ScratchError(f"run {self.run} keeps no {name!r} any more: it is over, or was left for too long; run anew instead of resuming") from None
         except ValueError as e: raise ScratchError(f"what run {self.run} kept as {name!r} is not whole: {e}; run anew") from e

@@ -117,7 +117,8 @@ def hold_lists(
     return lists_frame(list(good.values())), reasons, copies
 
 # %% ../../nbs/15e_data.served.ipynb #d9c3a98d
-log, T = logging.getLogger("reco.served"), TypeVar("T")
+log = logging.getLogger("reco.served")
+T = TypeVar("T")
 EVERY_S, BITE, PAUSE_S = .25, 50, 2. # between two rounds; lists per send; after a send that failed
 CHANCES = 5 # sends that fail in a way no bus does, until what cannot be sent is given up
 

@@ -9,6 +9,7 @@ __all__ = ['ShopData', 'index_shop']
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from typing import cast
 
 import polars as pl
 
@@ -29,11 +30,11 @@ class ShopData:
         return pl.DataFrame({"user_idx": self.log.user, "ts": pl.Series(self.log.ts).cast(pl.Datetime("ms", "UTC"))})
 
     @property
-    def start(self)->datetime: return self.events["ts"].min()
+    def start(self)->datetime: return cast(datetime, self.events["ts"].min())
 
     @property
     def end(self)->datetime: # just after the last event
-        return self.events["ts"].max() + timedelta(milliseconds=1)
+        return cast(datetime, self.events["ts"].max()) + timedelta(milliseconds=1)
 
 # %% ../../nbs/17_data.shop.ipynb #1eaf9942
 def index_shop(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -142,8 +143,8 @@ def choose_items(
     fresh = draw_items(plan, trends, day, np.where(any_leaf, 0, first_row[mine]),
                        np.where(any_leaf, plan.height, first_row[mine + 1]), rng)
     item = fresh[root]
-    near = (plan[c].to_numpy()[item[related]] for c in ("line_lo", "line_hi"))
-    item[related] = draw_items(plan, trends, day[related], *near, rng)
+    low, high = (plan[c].to_numpy()[item[related]] for c in ("line_lo", "line_hi"))
+    item[related] = draw_items(plan, trends, day[related], low, high, rng)
     liked = ((leaf[user] == plan["leaf"].to_numpy()[item][:, None]) & (weight[user] > 0)).any(axis=1)
     return views.with_columns(day=day, item=item, liked=liked)
 
@@ -156,7 +157,7 @@ def fill_carts(
     "Views that lead into the cart, drawn by weight with exponential keys (Efraimidis and Spirakis, 2006)."
     alone = views.select(pl.len().over("user") == 1).to_series().to_numpy()
     may = views.select(pl.struct("visit", "item").is_first_distinct() & pl.col("available")).to_series().to_numpy()
-    keen = rng.lognormal(0, 1, views["user"].max() + 1)[views["user"]]
+    keen = rng.lognormal(0, 1, cast(int, views["user"].max()) + 1)[views["user"]]
     weight = keen*np.where(views["liked"], 2, 1)*np.where(alone, .1, 1)
     key = np.where(may, rng.exponential(size=weight.size)/weight, np.inf)
     return np.sort(np.argsort(key, kind="stable")[:min(wanted, int(may.sum()))])
@@ -207,7 +208,7 @@ def shop_events(
     pay = leave + rng.integers(2*MINUTE, 8*MINUTE, leave.size)
     add = carted["ts"].to_numpy() + rng.integers(3_000, 20_000, carted.height)
     look = leave[also["visit"]] + rng.integers(25_000, 60_000, also.height)
-    parts = [(views, views["ts"], "view"), (carted, add, "addtocart"), (bought, pay[bought["visit"]], "transaction"),
+    parts:list[tuple[pl.DataFrame, Any, str]] = [(views, views["ts"], "view"), (carted, add, "addtocart"), (bought, pay[bought["visit"]], "transaction"),
              (also, look, "view"), (also, look + rng.integers(5_000, 50_000, also.height), "addtocart"),
              (also, pay[also["visit"]], "transaction")]
     return pl.concat([f.select("user", "visit", "item", ts=pl.Series(t), event=pl.lit(e, EVENT)) for f,t,e in parts])

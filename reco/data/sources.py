@@ -29,7 +29,7 @@ def read_source(
     if name not in SOURCES: raise SourceError(f"unknown source: {name!r}; known: {', '.join(SOURCES)}")
     if name == "postgres":
         url = postgres.url.get_secret_value() if postgres else ""
-        if not url: raise SourceError("source postgres needs an address: set RECO_POSTGRES_URL or [postgres] url")
+        if not postgres or not url: raise SourceError("source postgres needs an address: set RECO_POSTGRES_URL or [postgres] url")
         if scratch is None: raise SourceError("source postgres needs a scratch folder")
         return read_postgres(url, scratch, postgres.batch_rows)
     if not folder.is_dir(): raise SourceError(f"missing folder: {folder} (source {name})")

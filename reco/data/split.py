@@ -8,6 +8,7 @@ __all__ = ['REQUESTS', 'Cutoffs', 'split_in_time', 'home_requests', 'visit_reque
 # %% ../../nbs/13_data.split.ipynb #d1e4ea2c
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -49,7 +50,7 @@ def split_in_time(
     return Cutoffs(tuple(reversed(train)), validation, holdout, end, horizon)
 
 # %% ../../nbs/13_data.split.ipynb #dfd642d3
-REQUESTS = {"user_idx": pl.Int32, "asof": pl.Datetime("ms", "UTC"), "kind": pl.Enum(["home", "visit"])}
+REQUESTS:dict[Any, Any] = {"user_idx": pl.Int32, "asof": pl.Datetime("ms", "UTC"), "kind": pl.Enum(["home", "visit"])}
 
 # %% ../../nbs/13_data.split.ipynb #0169885c
 def home_requests(

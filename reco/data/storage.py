@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'REASONS', 'ROWS', 'FILES', 'CHECKPOINT', 'OLDEST', 'LakeError', 'storage_options', 'storage_reason',
-           'Storage', 'opened', 'parts', 'scan_parts', 'write_part', 'create', 'commit', 'shaped', 'dropped', 'without',
-           'ident', 'at_snapshot']
+           'Storage', 'opened', 'table_at', 'parts', 'scan_parts', 'write_part', 'create', 'commit', 'shaped',
+           'dropped', 'without', 'ident', 'at_snapshot']
 
 # %% ../../nbs/10_data.storage.ipynb #300c9367
 import json
@@ -68,7 +68,7 @@ class Storage:
         self.root:Path|str = str(root).rstrip("/") if "://" in str(root) else Path(root)
         on_s3 = isinstance(self.root, str)
         self.delta:dict[str,str]|None = {**(storage or {}), **PATIENCE} if on_s3 else None
-        self.polars:dict[str,str|int]|None = {**self.delta, "max_retries": 3} if on_s3 else None # polars wants a number
+        self.polars:dict[str,str|int]|None = {**self.delta, "max_retries": 3} if self.delta is not None else None # polars wants a number
 
     @property
     def files(self)->FileSystem: # the root as a file system; paths are relative to it
@@ -93,6 +93,15 @@ def opened(
     with storage.reached():
         try: return DeltaTable(f"{storage.root}/{table}", version=version, storage_options=storage.delta)
         except TableNotFoundError: return None
+
+def table_at(
+    storage:Storage,         # where
+    table:str,               # its name
+    version:int|None=None,   # the newest when not given
+)->DeltaTable:
+    "A table that was there just now; raises `LakeError` when it is gone."
+    if (found := opened(storage, table, version)) is None: raise LakeError(f"{table}: the table is gone from {storage.root}")
+    return found
 
 # %% ../../nbs/10_data.storage.ipynb #ebfe04ea
 def parts(
@@ -185,7 +194,7 @@ def shaped(
     more = pl.DataFrame(schema={c: t for c,t in schema.items() if c not in have})
     if not more.width: return now
     now.alter.add_columns(DeltaSchema.from_arrow(more.to_arrow(compat_level=pl.CompatLevel.oldest()).schema).fields)
-    return opened(storage, table)
+    return table_at(storage, table)
 
 # %% ../../nbs/10_data.storage.ipynb #fedb3469
 def dropped(
@@ -216,7 +225,7 @@ def without(
         if hits == rows: continue
         left = scan_parts(storage, now, table, [path]).drop("_file").filter(drop.not_() | drop.is_null()).collect()
         actions.append(write_part(storage, table, left, day))
-    return actions, hit["hits"].sum()
+    return actions, int(hit["hits"].sum())
 
 # %% ../../nbs/10_data.storage.ipynb #f73f4202
 OLDEST = "reco.oldest" # the mark with which upkeep says from where on snapshots are whole
@@ -225,7 +234,7 @@ def ident(
     table:DeltaTable,  # at any snapshot
 )->str:                # for example "12-46d872b7"
     "A snapshot's id."
-    return f"{table.version()}-{table.metadata().id[:8]}"
+    return f"{table.version()}-{str(table.metadata().id)[:8]}"
 
 # %% ../../nbs/10_data.storage.ipynb #9773c55d
 def at_snapshot(
@@ -234,11 +243,11 @@ def at_snapshot(
     snapshot:str,     # a snapshot id
 )->DeltaTable:
     "A table as it was at a snapshot; raises `LakeError` when that is not one of its snapshots, or not any more."
-    newest = opened(storage, table)
+    newest = table_at(storage, table)
     number, _, of = snapshot.partition("-")
-    oldest, own = newest.transaction_version(OLDEST) or 0, newest.metadata().id[:8]
+    oldest, own = newest.transaction_version(OLDEST) or 0, str(newest.metadata().id)[:8]
     if not number.isdecimal() or of != own or int(number) > newest.version():
         raise LakeError(f"no snapshot {snapshot!r} of {table!r} in {storage.root} (newest: {ident(newest)})")
     if int(number) < oldest:
         raise LakeError(f"snapshot {snapshot!r} of {table!r} was removed by retention or by an erasure (oldest: {oldest}-{own})")
-    return opened(storage, table, int(number))
+    return table_at(storage, table, int(number))

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import polars as pl
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
@@ -80,7 +80,7 @@ def read_body(
 )->dict:               # field → value
     "One event; raises `Malformed`."
     stream = io.BytesIO(body)
-    try: event = schemaless_reader(stream, writer, reader)
+    try: event:Any = schemaless_reader(stream, writer, reader)
     except EOFError: raise Malformed("truncated", f"the event does not end within its {len(body)} bytes") from None
     except SchemaResolutionError as e: raise Malformed("unknown schema", f"cannot be read as ours: {e}") from None
     except UNREADABLE as e: raise Malformed("unreadable", f"{type(e).__name__} at byte {stream.tell()}") from None
@@ -90,7 +90,7 @@ def read_body(
 # %% ../../nbs/15_data.stream.ipynb #2a7b165d
 def plain(
     schema:dict|list|str, # an Avro schema
-)->dict|list|str:         # the same bytes, read and written without conversion
+)->Any:                   # the same bytes, read and written without conversion
     "A schema without its logical types."
     if isinstance(schema, dict): return {k: plain(v) for k,v in schema.items() if k != "logicalType"}
     return [plain(s) for s in schema] if isinstance(schema, list) else schema
@@ -99,7 +99,7 @@ def parsed(
     schema:dict,  # an Avro schema
 )->dict:          # as fastavro wants it; raises `SchemaParseException`
     "A schema, ready to read and write with."
-    return parse_schema(plain(schema))
+    return cast(dict, parse_schema(plain(schema)))
 
 def single_object_header(
     schema:dict,  # an Avro schema
@@ -167,7 +167,7 @@ def _schema_by_id(
     except Exception as e: # whatever its HTTP library raises
         if getattr(e, "http_status_code", 0) != 404: raise BusError(f"schema registry: {type(e).__name__}") from e
         raise Malformed("unknown schema", f"number {number} is not in the registry") from None
-    try: return parsed(json.loads(found.schema_str))
+    try: return parsed(json.loads(cast(Any, found).schema_str))
     except (SchemaParseException, ValueError, TypeError, AttributeError, KeyError) as e:
         raise Malformed("unknown schema", f"number {number} is not Avro: {type(e).__name__}") from None
 

@@ -18,7 +18,8 @@ from deltalake.transaction import AddAction, RemoveAction
 from pyarrow.fs import FileInfo, FileSelector
 
 from .lake import Lake, digest
-from .storage import FILES, OLDEST, ROWS, LakeError, commit, dropped, opened, parts, scan_parts, without, write_part
+from .storage import FILES, OLDEST, ROWS, LakeError, commit, dropped, opened, parts, scan_parts, table_at, without, write_part
+from ..schemas import Dtype
 from ..settings import Lake as LakeSection
 
 # %% ../../nbs/11a_data.upkeep.ipynb #5f5a8db1
@@ -42,7 +43,7 @@ def _changed(
 )->int:                # that number; 0 without a commit when there is nothing to do
     "Commit what `prepare` makes of the newest state; raises `LakeError` when others are always faster."
     for _ in range(TRIES):
-        now = opened(lake, table)
+        now = table_at(lake, table)
         actions, n = prepare(now)
         if not actions: return 0
         try:
@@ -70,7 +71,8 @@ def compact(
 )->int:                 # small files that are gone
     "Put small files together; safe beside writers; raises `LakeError` when others are always faster."
     def prepare(now:DeltaTable)->tuple[Actions,int]:
-        actions, small = [], _bins(parts(now), big)
+        small = _bins(parts(now), big)
+        actions:Actions = []
         for (day,_),some in small.partition_by("day", "bin", as_dict=True).items():
             actions += [dropped(path, size, day, changes=False) for path,size in some.select("path", "bytes").rows()]
             rows = scan_parts(lake, now, table, some["path"]).drop("_file").collect()
@@ -92,7 +94,7 @@ def _columns(
     table:str,      # its name
 )->list[str]:       # in stored order
     "What a table's rows have."
-    return [f.name for f in opened(lake, table).schema().fields]
+    return [f.name for f in table_at(lake, table).schema().fields]
 
 def retain_rows(
     lake:Lake,             # where
@@ -136,7 +138,7 @@ def _note(
 )->None:
     "Write a mark into the log, without rows; raises `LakeError` when others are always faster."
     for _ in range(TRIES*5):
-        now = opened(lake, table)
+        now = table_at(lake, table)
         if number is not None and (now.transaction_version(mark) or 0) >= number: return
         with suppress(CommitFailedError): return commit(now, [], {mark: now.version()+1 if number is None else number})
     raise LakeError(f"{table}: other writers were faster each time")
@@ -149,8 +151,8 @@ def _cut_log(
 )->None:
     "Tell readers, write the checkpoint, and remove the log entries before it."
     _note(lake, table, OLDEST, oldest)
-    opened(lake, table, oldest).create_checkpoint()
-    opened(lake, table).create_checkpoint() # the hint at the last checkpoint points to the newest again
+    table_at(lake, table, oldest).create_checkpoint()
+    table_at(lake, table).create_checkpoint() # the hint at the last checkpoint points to the newest again
     for file in _listed(lake, table)[0]:
         version = _version(file)
         if version is not None and version < oldest: lake.files.delete_file(file.path)
@@ -163,7 +165,7 @@ def sweep(
     now:datetime,     # UTC
 )->int:               # files that were deleted
     "Remove snapshots that are too old, and what killed writers left."
-    limit, newest, (log, data) = now-max(keep, MARGIN), opened(lake, table), _listed(lake, table)
+    limit, newest, (log, data) = now-max(keep, MARGIN), table_at(lake, table), _listed(lake, table)
     mark = newest.transaction_version(OLDEST) or 0
     ended = [v for f in log if (v := _version(f)) is not None and f.extension == "json" and f.mtime <= limit]
     oldest = max([mark, *ended])
@@ -209,9 +211,9 @@ def _mark(
     now:datetime,        # UTC
 )->None:
     "From now on rows of these users from before `now` are not written."
-    form = {"digest": pl.String, "at": pl.Datetime("us", "UTC")}
+    form:dict[str, Dtype] = {"digest": pl.String, "at": pl.Datetime("us", "UTC")}
     lake.write("erased", pl.DataFrame(schema=form), key=["digest", "at"]) # the table's own id is the salt
-    salt = opened(lake, "erased").metadata().id
+    salt = str(table_at(lake, "erased").metadata().id)
     lake.write("erased", pl.DataFrame({"digest": [digest(salt, u) for u in users], "at": now}, schema=form), key=["digest", "at"])
 
 # %% ../../nbs/11a_data.upkeep.ipynb #ee287743
@@ -235,13 +237,13 @@ def _delete_old(
     users:list[str],     # user ids
 )->None:
     "Delete the files with these users that the newest state does not list."
-    newest = opened(lake, table)
+    newest = table_at(lake, table)
     live = set(parts(newest)["path"])
     unseen = [f.path for f in _listed(lake, table)[1] if f.path.removeprefix(f"{table}/") not in live]
     old = [path for path in unseen if _holds(lake, path, users)]
     if old: _note(lake, table, OLDEST, newest.version())
     for path in old: lake.files.delete_file(path)
-    if OWN not in newest.metadata().configuration: _cut_log(lake, table, opened(lake, table).version())
+    if OWN not in newest.metadata().configuration: _cut_log(lake, table, table_at(lake, table).version())
 
 # %% ../../nbs/11a_data.upkeep.ipynb #00fa0a6b
 def erase(

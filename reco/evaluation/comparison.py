@@ -66,7 +66,7 @@ def difference(
     "NDCG@10 of two systems' lists."
     if theirs is None or not len(truth.item): return None
     want = wanted(truth)
-    return paired(*(ndcg(hits(x, truth), want) for x in (ours, theirs)), user, limits.confidence, seed=seed)
+    return paired(ndcg(hits(ours, truth), want), ndcg(hits(theirs, truth), want), user, limits.confidence, seed=seed)
 
 # %% ../../nbs/77_evaluation.comparison.ipynb #7208f61c
 @dataclass(frozen=True)

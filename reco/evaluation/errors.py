@@ -7,6 +7,8 @@ __all__ = ['STAGES', 'DEPTHS', 'AGES', 'FAME', 'lists_and_fates', 'rows_of', 'ra
            'depth_of', 'age_of', 'fame_of', 'about', 'by_stage', 'by_group', 'by_source', 'within']
 
 # %% ../../nbs/79b_evaluation.errors.ipynb #0423e3bc
+from typing import cast
+
 import numpy as np
 import polars as pl
 
@@ -164,12 +166,12 @@ def by_group(
 )->pl.DataFrame:           # the column, items, shoppers, recall, low, high, and the share lost at each stage; groups in their order
     "Recall of each group with a 95% interval over shoppers, and where the rest was lost: shares of a row add up to 1."
     rows = []
-    for name in account[column].dtype.categories:
+    for name in cast(pl.Enum, account[column].dtype).categories:
         part = account.filter(pl.col(column) == name)
         if not part.height: continue
         shown = (part["stage"] == "shown").to_numpy().astype(float)
         low, high = np.quantile(bootstrap_means(shown[:, None], part["user_idx"].to_numpy(), seed=seed), [.025, .975])
-        lost = {s: float((part["stage"] == s).mean()) for s in STAGES[1:]}
+        lost = {s: float(cast(float, (part["stage"] == s).mean())) for s in STAGES[1:]}
         rows.append({column: name, "items": part.height, "shoppers": part["user_idx"].n_unique(), "recall": shown.mean(), "low": low, "high": high} | lost)
     return pl.DataFrame(rows)
 

@@ -8,6 +8,7 @@ __all__ = ['LADDER', 'KEEP', 'Judged', 'judge_lists', 'frontier_row', 'affordabl
 # %% ../../nbs/73_evaluation.frontier.ipynb #5d4f64c3
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -67,19 +68,19 @@ def affordable(
 def frontier(
     on:Judged,
     make:Callable[[Strengths], Reranker],
-    fixed:dict[str, float],  # fields of Strengths that the settings decide
+    fixed:dict[str, Any],    # fields of Strengths that the settings decide
     max_loss:float,          # share of NDCG that may be lost
 )->pl.DataFrame:             # what was walked, strengths, metrics and `lost`; a row per point tried, the first without corrections
     "Walk up each strength in turn; raises `ValueError` when nothing relevant is there to lose."
     names = [f.name for f in fields(Strengths)]
-    rows = [{"walked": ""} | frontier_row(on, make, Strengths(**fixed))]
+    rows:list[dict[str, Any]] = [{"walked": ""} | frontier_row(on, make, Strengths(**fixed))]
     if not rows[0]["NDCG@10"] > 0: raise ValueError("the lists hold nothing relevant: what variety costs cannot be told")
     for name, keep in (*(("tail", k) for k in KEEP), ("diversity", None), ("new", None)):
         if name in fixed or (keep and "keep_first" in fixed): continue
         best = affordable(rows, max_loss)
-        at = Strengths(**{n: best[n] for n in names} | ({"tail": 0., "keep_first": fixed.get("keep_first", keep)} if name == "tail" else {}))
+        at = Strengths(**cast(Any, {n: best[n] for n in names}) | ({"tail": 0., "keep_first": fixed.get("keep_first", keep)} if name == "tail" else {}))
         for step in LADDER:
-            rows.append({"walked": name + (f", from slot {keep + 1}" if keep else "")} | frontier_row(on, make, replace(at, **{name: step})))
+            rows.append({"walked": name + (f", from slot {keep + 1}" if keep else "")} | frontier_row(on, make, replace(at, **cast(Any, {name: step}))))
             if rows[-1]["NDCG@10"] < (1 - 2*max_loss)*rows[0]["NDCG@10"]: break
     return pl.DataFrame(rows).with_columns(lost=1 - pl.col("NDCG@10")/rows[0]["NDCG@10"])
 
@@ -90,4 +91,4 @@ def choose_point(
 )->Strengths:
     "The strengths with most coverage for the agreed price."
     best = affordable(table.to_dicts(), max_loss)
-    return Strengths(**{f.name: best[f.name] for f in fields(Strengths)})
+    return Strengths(**cast(Any, {f.name: best[f.name] for f in fields(Strengths)}))

@@ -65,7 +65,7 @@ def paired(
     means, unit = values[both].mean(axis=0), values[both, 1].mean() or 1.
     drawn = bootstrap_means(values, user, draws, seed)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1])/unit, [1 - confidence, confidence])
-    return Difference(len(np.unique(user[both])), *map(float, means), float((means[0] - means[1])/unit), float(low), float(high))
+    return Difference(len(np.unique(user[both])), float(means[0]), float(means[1]), float((means[0] - means[1])/unit), float(low), float(high))
 
 # %% ../../nbs/75_evaluation.gates.ipynb #413c8d4a
 def better(

@@ -26,4 +26,4 @@ def calibration_error(
 )->float:                # 0 to 1, NaN for an empty table
     "Mean distance between promise and outcome, each candidate counting alike (Naeini et al. 2015, expected calibration error)."
     n = table["candidates"].sum()
-    return float(((table["promised"] - table["kept"]).abs()*table["candidates"]).sum()/n) if n else float("nan")
+    return float(((table["promised"] - table["kept"]).abs()*table["candidates"]).sum())/float(n) if n else float("nan")

@@ -8,6 +8,7 @@ __all__ = ['priced', 'RerankWorth', 'make_stage']
 # %% ../../nbs/74a_evaluation.rerank_worth.ipynb #06b32bdd
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import Any
 
 from ..data.shop import ShopData
 from ..data.split import Cutoffs
@@ -63,7 +64,7 @@ class RerankWorth:
         tell:Callable[[int, float], None], # not told: a trial is over in a second
     )->tuple[float, dict]: # of `priced`, and the metrics
         "What the strengths are worth; raises `ValueError` for one that is `auto`."
-        r = settings.rerank
+        r:Any = settings.rerank # numbers all, or it is refused
         if "auto" in (r.diversity, r.tail, r.new, r.keep_first): raise ValueError("a trial needs a number for every strength, not auto")
         found = self.judged(settings, Strengths(r.diversity, r.tail, r.new, r.keep_first))
         return priced(found["coverage@10"], 1 - found["NDCG@10"]/self.plain, r.max_loss), found

@@ -8,6 +8,7 @@ __all__ = ['fixed_strengths', 'judged_at_validation', 'choose_strengths']
 # %% ../../nbs/74_evaluation.strengths.ipynb #b80fc0ff
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -67,7 +68,7 @@ def choose_strengths(
     moment:Moment|None=None, # fitted at the validation cutoff; fitted here when not given
 )->tuple[Strengths, pl.DataFrame]: # what was chosen, and the frontier; no frontier when nothing was left to choose
     "Walk the frontier on the validation cutoff; neither variety nor fairness where its lists hold nothing relevant."
-    fixed = fixed_strengths(settings.rerank)
+    fixed:dict[str, Any] = {**fixed_strengths(settings.rerank)}
     if len(fixed) == len(fields(Strengths)): return Strengths(**fixed), pl.DataFrame()
     on, make = judged_at_validation(shop, cutoffs, ranker, settings, book, moment=moment)
     try: table = frontier(on, make, fixed, settings.rerank.max_loss)

@@ -145,7 +145,7 @@ def past_in_words(
     limit:int=5,         # latest different things that were done
 )->str:
     "What a shopper did, latest first, the same thing once."
-    done = {}
+    done:dict[tuple[int, str], int] = {}
     for item, event in zip(h.item[::-1].tolist(), h.event[::-1].tolist(), strict=True):
         done[item, DID[EVENTS[event]]] = done.get((item, DID[EVENTS[event]]), 0) + 1
     said = [f"{did} {titles[item]}{f' ({n} times)' if n > 1 else ''}" for (item, did), n in list(done.items())[:limit]]

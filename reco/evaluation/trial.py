@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -45,7 +46,7 @@ def as_text(
 )->str:
     "Questions on their way to the other process."
     did = lambda q: [[e.item_id, e.event, epoch_ms(e.ts)] for e in q.events]
-    return json.dumps([[q.user_id, epoch_ms(q.now), q.surface, list(q.context_items), did(q)] for q in questions])
+    return json.dumps([[q.user_id, epoch_ms(cast(datetime, q.now)), q.surface, list(q.context_items), did(q)] for q in questions])
 
 def from_text(
     text:str,  # of `as_text`

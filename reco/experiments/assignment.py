@@ -31,7 +31,7 @@ Name = Annotated[str, Field(pattern=r"^[\w.-]{1,60}$")] # letters, digits, _ . -
 Share = Annotated[float, Field(ge=0, le=1)]
 NON_PERSONALISED = "non_personalised" # served: the list of somebody of whom nothing is known
 SERVES, HOLDOUT = r"^\w[\w.:-]{0,199}$", "holdout"
-SECTIONS = {"rerank": Rerank, "explore": Explore, "rules": Rules} # sections of the settings that a variant may change
+SECTIONS:dict[str, type[BaseModel]] = {"rerank": Rerank, "explore": Explore, "rules": Rules} # sections of the settings that a variant may change
 
 # %% ../../nbs/86_experiments.assignment.ipynb #4b92fdeb
 class Variant(BaseModel):

@@ -126,7 +126,7 @@ def preference_row(
     b, a = (votes[c].to_numpy() for c in ("first", "second"))
     n, t = max(found.shoppers, 1), float(((a - b)**2).sum())
     bound = sequential_bound(max(t, 1), alpha, plan)
-    low, high = lift_interval(a.sum()/n, a @ a/n**2, b.sum()/n, b @ b/n**2, bound, a @ b/n**2)
+    low, high = lift_interval(a.sum()/n, a @ a/n**2, b.sum()/n, b @ b/n**2, float(bound), a @ b/n**2)
     says = VERDICTS.get(found.verdict, found.verdict) if found.first + found.second >= least else "too few shoppers"
     row = {"metric": PREFERENCE, "variant": variant, "shoppers": found.shoppers, "value": a.sum()/n, "control": b.sum()/n, "lift": a.sum()/b.sum() - 1 if b.sum() else None,
            "low": low, "high": high, "e": found.e, "p": min(1., 1/found.e), "saved": 0., "split_p": None, "moved": 0, "verdict": says}

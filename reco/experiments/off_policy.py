@@ -40,8 +40,8 @@ def slates(
     if twice := rows.height - rows.select("request_id", "rank").n_unique(): raise ValueError(f"{twice} rows stand in a place that is taken: request and rank must be unique")
     of = rows.group_by("request_id", maintain_order=True).agg(pl.col("user_id").first(), pl.col("user_id").n_unique().alias("users"), pl.len().alias("n"))
     if (of["users"] > 1).any(): raise ValueError(f"{(of['users'] > 1).sum()} of {of.height} requests belong to two shoppers")
-    n = of["n"].to_numpy()
-    shown = np.arange(n.max()) < n[:, None]
+    length = of["n"].to_numpy()
+    shown = np.arange(length.max()) < length[:, None]
     def filled(column, blank):
         out = np.full(shown.shape, blank, float)
         out[shown] = rows[column].cast(pl.Float64).to_numpy()
@@ -135,12 +135,12 @@ def off_policy(
     guesses = slot_guesses(log, target)
     r, t, p = log.reward, target.probability, log.propensity
     methods = {"ips": lambda m: ips(r[m], t[m], p[m], clip), "snips": lambda m: snips(r[m], t[m], p[m], clip),
-               "dr": lambda m: doubly_robust(r[m], t[m], p[m], *(g[m] for g in guesses), clip)}
+               "dr": lambda m: doubly_robust(r[m], t[m], p[m], guesses[0][m], guesses[1][m], clip)}
     logged, out = r.sum(axis=1), []
     for name, estimate in methods.items():
         def both(m): return [(value := estimate(m).value), value - logged[m].mean()]
         try: e, half = estimate(np.ones(len(r), bool)), half_widths(both, log.user)
-        except SupportError: e, half = Estimate(name, np.nan, np.nan, np.nan, len(r), 0., 0., False, 0.), (np.nan, np.nan)
+        except SupportError: e, half = Estimate(name, np.nan, np.nan, np.nan, len(r), 0., 0., False, 0.), np.full(2, np.nan)
         why, gain = refusal(e, least), e.value - logged.mean()
         numbers = [None]*6 if why else [e.value, e.value - half[0], e.value + half[0], gain, gain - half[1], gain + half[1]]
         out.append((name, *numbers, e.requests, e.effective, e.support, e.clipped, why or "estimated"))

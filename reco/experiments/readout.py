@@ -218,7 +218,7 @@ def compared(
     bound = norm.ppf(1 - alpha/2) if plan is None else sequential_bound(max(days, 1), alpha, plan)
     e = None if plan is None else float(e_value(z, days, alpha, plan))
     p = float(2*norm.sf(abs(z))) if e is None else min(1., 1/e) if e else np.nan
-    low, high = lift_interval(a, var_a, b, var_b, bound)
+    low, high = lift_interval(a, var_a, b, var_b, float(bound))
     return {"value": a, "control": b, "lift": a/b - 1 if b else np.nan, "low": low, "high": high, "z": z, "bound": float(bound), "e": e, "p": p}
 
 # %% ../../nbs/87_experiments.readout.ipynb #80556870

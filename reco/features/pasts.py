@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import polars as pl
 import redis
@@ -112,7 +112,8 @@ def runs_of(
     rows:Iterable[Row],  # in order
 )->Iterator[tuple[str, list[int|bytes]]]: # entries of a `Batch`
     "Each shopper's events, a few hundred at a time."
-    user, run = None, []
+    user = ""
+    run:list[int|bytes] = []
     for user_id, ts, event, item_id, event_id in rows:
         if user_id != user or len(run) >= 2*IN_A_ROW:
             if run: yield user, run
@@ -221,7 +222,7 @@ class PastStore(PastWalker):
     )->bool:                  # whether anything was there
         "Forget a shopper: the past goes, and what happened until now does not come back."
         keys = [self.keys.past(user_id), self.keys.erased(user_id)]
-        with asking("erase a shopper"): return bool(self.client.register_script(ERASE)(keys, [self.history_s]))
+        with asking("erase a shopper"): return bool(self.client.register_script(ERASE)(cast(Any, keys), [self.history_s]))
 
     def clear(self)->None:
         "Drop all pasts, as for another shop; who was erased stays so."

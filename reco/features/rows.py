@@ -10,6 +10,7 @@ __all__ = ['GRACE_S', 'PUT', 'AT_ONCE', 'TRIES', 'columns_digest', 'unpack_rows'
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import numpy as np
 import redis
@@ -120,7 +121,7 @@ def activate(
         there = sum(client.exists(*names[at:at + AT_ONCE]) for at in range(0, len(names), AT_ONCE))
         if there != len(names): raise StoreError(f"online store: version {active.version} has {there} of its {len(names)} rows: put them again")
         before = client.set(keys.pointer(bundle_id), json.dumps(asdict(active)), ex=seconds, get=True)
-    old = before and json.loads(before)["version"]
+    old = json.loads(cast(bytes, before))["version"] if before else None
     if old and old != active.version: _retire(client, keys, old)
 
 def _retire(
@@ -156,7 +157,7 @@ class RowReader:
     def active(self, bundle_id:str)->ActiveRows|None: # None when there is none
         "Which version is read."
         key = self.row_keys.pointer(bundle_id)
-        with asking("read the pointer"): return read_pointer(self.client.get(key), key, self.columns)
+        with asking("read the pointer"): return read_pointer(cast("bytes|None", self.client.get(key)), key, self.columns)
 
     def rows(self, bundle_id:str, ids:list[str])->tuple[ActiveRows|None, np.ndarray, np.ndarray]: # version; rows; which are there
         "Rows of the active version, in the order of the ids: float32 [ids, features], NaN where there is none, and bool [ids]."
@@ -164,7 +165,7 @@ class RowReader:
         for _ in range(TRIES):
             seen = self._seen.get(bundle_id)
             names = [self.row_keys.row(seen.version, i) for i in ids] if seen else []
-            with asking("read rows"): value, *values = self.client.mget([pointer, *names])
+            with asking("read rows"): value, *values = cast("list[bytes|None]", self.client.mget([pointer, *names]))
             active = read_pointer(value, pointer, self.columns)
             if active is None: return None, *unpack_rows([None]*len(ids), [], self.width)
             if active == seen: return active, *unpack_rows(values, names, self.width)

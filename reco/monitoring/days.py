@@ -12,6 +12,7 @@ __all__ = ['SEGMENTS', 'HEAD', 'QUESTIONS', 'VARIED', 'NUMBERS', 'BEFORE', 'EVER
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -67,8 +68,8 @@ def missed(
     "Days on which something was shown, and that were never counted when they were complete."
     day = pl.col("ts").dt.date()
     shown = exposures.filter(day >= oldest, day < since).select(day.alias("day").unique()).collect()["day"]
-    whole = kept is not None and "complete" in kept.collect_schema()
-    done = kept.filter(pl.col("dimension") == "", pl.col("complete")).select("day").collect()["day"] if whole else []
+    whole = kept if kept is not None and "complete" in kept.collect_schema() else None
+    done:Iterable[date] = whole.filter(pl.col("dimension") == "", pl.col("complete")).select("day").collect()["day"] if whole is not None else []
     return sorted({*shown} - {*done})
 
 # %% ../../nbs/89d_monitoring.days.ipynb #606aaab4
@@ -161,7 +162,7 @@ def _first_lists(
     first:pl.DataFrame,         # user_id, day: of first sight
 )->pl.DataFrame:                # user_id, value, dimension, name (of the experiment); one row per shopper, dimension and name
     "What shoppers were shown on the day they were first seen. What came later would know who came back."
-    began = datetime.combine(first["day"].min() or date.max, time(), UTC)
+    began = datetime.combine(cast("date|None", first["day"].min()) or date.max, time(), UTC)
     near = exposures.filter(pl.col("ts") >= began, pl.col("user_id").is_not_null()).select("user_id", "ts", "variant", day=pl.col("ts").dt.date())
     lists = near.join(first.lazy(), on=["user_id", "day"], how="semi").unique().collect().sort("user_id", "ts", "variant")
     variants = asked_by(lists, "variant").filter(pl.col("value") != "none").with_columns(name=pl.col("value").str.split("=").list.first())
@@ -177,7 +178,7 @@ def retention_by_day(
 )->pl.DataFrame:                # dimension, value, and as `cohorts` gives it
     "Who came back, by day of first sight; the log's first week is left out: there everybody looks new."
     seen = interactions.filter(pl.col("event") != "impression").select("user_id", ts=pl.col("ts").dt.truncate("1d")).unique().collect()
-    since = max(until - timedelta(days=days), seen["ts"].min().date() + timedelta(days=7)) if seen.height else until
+    since = max(until - timedelta(days=days), cast(datetime, seen["ts"].min()).date() + timedelta(days=7)) if seen.height else until
     first = seen.group_by("user_id").agg(day=pl.col("ts").min().dt.date()).filter(pl.col("day") >= since, pl.col("day") < until)
     split = _first_lists(exposures, interactions, first).partition_by("dimension", "name", as_dict=True, maintain_order=True)
     whole = cohorts(seen, until, since).select(pl.lit("").alias("value"), pl.all())
@@ -265,7 +266,7 @@ def preferred(
     e:Experiment,         # that interleaves
     votes:pl.DataFrame,   # of `votes_of`, all days together
     alpha:float=.05, least:int=20,
-    **how:float,          # what concerns a split
+    **how:Any,            # what concerns a split
 )->tuple[pl.DataFrame, str]: # as `readout_of`
     "Whose items are preferred so far."
     team = {v.name: n for n,v in zip((FIRST, SECOND), e.variant)}
@@ -276,7 +277,7 @@ def preferred(
 # %% ../../nbs/89d_monitoring.days.ipynb #9cd3b436
 def read(
     during:pl.DataFrame, shares:Mapping[str, float], before:pl.DataFrame, metrics:tuple[Metric, ...],
-    **how:float,          # as `readout` takes them
+    **how:Any,            # as `readout` takes them
 )->tuple[pl.DataFrame, str]: # as `readout_of`
     "The readout, or why there is none; in numbers, not in ids."
     known = before.select("user_id", *columns_of(metrics)) if before.height else None
@@ -287,7 +288,7 @@ def readout_of(
     e:Experiment|Holdout,
     during:pl.DataFrame,  # of `rows_of`, all days together
     before:pl.DataFrame,
-    **how:float,          # as `readout` takes them
+    **how:Any,            # as `readout` takes them
 )->tuple[pl.DataFrame, str]: # columns of SHOWN; why there is none
     "What an experiment says so far."
     if isinstance(e, Holdout): return read(came_back(during), e.weights, came_back(before), ALL_YEAR, **how)

@@ -10,6 +10,7 @@ __all__ = ['REASONS', 'reason', 'by_age', 'deciding', 'moved', 'by_drift', 'devi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from typing import cast
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -62,7 +63,7 @@ def by_drift(
     "Whether columns moved, and which."
     if not drift.height: return reason("drift", None, limit, False, "nothing to compare")
     found = moved(drift, limit, chance)
-    if not found.height: return reason("drift", drift["excess"].max(), limit, False, f"the largest excess of {drift.height} columns; none is beyond the limit and chance")
+    if not found.height: return reason("drift", cast(float, drift["excess"].max()), limit, False, f"the largest excess of {drift.height} columns; none is beyond the limit and chance")
     return pl.concat([reason(f"drift of {r['table']}.{r['column']}", r["excess"], limit, True, r["moved"]) for r in found.iter_rows(named=True)])
 
 # %% ../../nbs/84_monitoring.decision.ipynb #4480bd3a

@@ -104,7 +104,7 @@ def spread_of(
 )->tuple[np.ndarray, int]: # float64 [bins, bins] of the difference of the shares; witnesses
     "How far the two sides would differ if nothing had happened."
     if moment is not None and (n := int(moment.max()) + 1) > 1: return covariance(before, bins, moment)*(1 + n), n
-    return sum(covariance(code, bins, w) for code,w in zip((before, now), who)), min(int(w.max()) + 1 for w in who)
+    return covariance(before, bins, who[0]) + covariance(now, bins, who[1]), min(int(w.max()) + 1 for w in who)
 
 # %% ../../nbs/82_monitoring.drift.ipynb #624c9959
 DRIFT = {"table": pl.String, "column": pl.String, "psi": pl.Float64, "noise": pl.Float64, "excess": pl.Float64, "chance": pl.Float64,
@@ -177,5 +177,5 @@ def drift_table(
 )->pl.DataFrame:          # DRIFT, a row per column but those two
     "All columns of two frames; raises `ValueError` when they have different ones."
     if odd := sorted(set(before.columns) ^ set(now.columns)): raise ValueError(f"{table}: columns that only one side has: {odd}")
-    who, at = tuple(_numbered(f, witness) for f in (before, now)), _numbered(before, moment) if moment else None
+    who, at = (_numbered(before, witness), _numbered(now, witness)), _numbered(before, moment) if moment else None
     return pl.DataFrame([drifted(table, before[c], now[c], who, at, bins, most) for c in before.columns if c not in (witness, moment)], schema=DRIFT)

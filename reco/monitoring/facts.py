@@ -9,6 +9,7 @@ __all__ = ['KPI', 'Stretch', 'stretches', 'within', 'catalog_at', 'event_facts',
 # %% ../../nbs/82a_monitoring.facts.ipynb #f79ee2ce
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import polars as pl
 
@@ -100,7 +101,7 @@ def figures(
 )->dict[str, float]:               # name → value; none where there is nothing to divide by
     "How much there was."
     days, events, items = (s.until - s.since)/timedelta(days=1), found["events"], found["catalog"]
-    out = {"events a day": events.height/days, "shoppers a window": found["shoppers"].height*s.window/(s.until - s.since), "items": float(items.height)}
+    out:dict[str, Any] = {"events a day": events.height/days, "shoppers a window": found["shoppers"].height*s.window/(s.until - s.since), "items": float(items.height)}
     if events.height: out["share of events of unknown items"] = (events["item"] == "unknown").mean()
     if items.height: out |= {"share of items in stock": items["in_stock"].mean(), "share of new items": items["new"].mean()}
     return out
@@ -118,4 +119,4 @@ def daily_conversion(
     pause = pl.col("ts").diff().dt.total_milliseconds().over("user_id")
     visits = there.with_columns(visit=(pause.is_null() | (pause > gap_minutes*60_000)).cum_sum()).group_by("visit").agg(
         day=pl.col("ts").min().dt.date(), bought=(pl.col("event") == "transaction").any())
-    return visits.group_by("day").agg(value=pl.col("bought").mean(), n=pl.len()).sort("day").cast(KPI)
+    return visits.group_by("day").agg(value=pl.col("bought").mean(), n=pl.len()).sort("day").cast(KPI) # type: ignore[arg-type] # keys of a Mapping are invariant

@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from datetime import date, datetime, timedelta
+from typing import cast
 
 import polars as pl
 from pyarrow.fs import FileSelector, FileType
@@ -75,7 +76,7 @@ def last_asked(
     now:datetime,
 )->datetime|None: # None: never before
     "When a retrain was asked for last, up to a moment; what failed does not count."
-    return retrains(lake).filter(pl.col("at") <= now, counting(now))["at"].max()
+    return cast("datetime|None", retrains(lake).filter(pl.col("at") <= now, counting(now))["at"].max())
 
 def claim(
     lake:Lake,
@@ -91,7 +92,7 @@ def claim(
     mine = there.filter(pl.col("run") == run).head(1)
     if mine.height and mine["outcome"][0] in DONE + UNDERWAY: return mine["outcome"][0]
     if there.filter(pl.col("outcome").is_in(UNDERWAY) if again else pl.lit(True), counting(at)).height: return ""
-    turn = int(there["turn"].max()) + 1 if there.height else 0
+    turn = cast(int, there["turn"].max()) + 1 if there.height else 0
     row = {"day": day, "at": at, "run": run, "bundle": bundle, "why": why, "outcome": "claimed", "turn": turn}
     lake.write("retrains", pl.DataFrame([row]).cast({"at": pl.Datetime("ms", "UTC")}), key=["day", "turn"])
     return "claimed" if retrains(lake).filter(pl.col("day") == day, pl.col("turn") == turn)["run"].item() == run else ""
@@ -185,6 +186,7 @@ def kept_reference(
 )->Answered|None:  # None when it was not made yet, or not wholly
     "A champion's reference."
     bodies = [read_file(lake, f"references/{bundle}/{name}.parquet") for name in TABLES]
-    if None in bodies: return None
-    frames = [pl.read_parquet(io.BytesIO(b)) for b in bodies]
-    return Answered(*(f.drop("coverage") for f in frames), float(frames[0]["coverage"][0]))
+    frames = [pl.read_parquet(io.BytesIO(b)) for b in bodies if b is not None]
+    if len(frames) < len(bodies): return None
+    rows, scores, lists = (f.drop("coverage") for f in frames)
+    return Answered(rows, scores, lists, float(frames[0]["coverage"][0]))

@@ -78,7 +78,7 @@ def together(
     for heading, html in pages.items():
         name = re.search(r'<div id="root_(metric_\w+)">', html)
         own = [s for s in re.findall(r"<script>.*?</script>", html, re.DOTALL) if name and name[1] in s]
-        if len(own) != 2: raise ValueError(f"{heading}: not one of Evidently's pages: {len(own)} scripts of its own")
+        if name is None or len(own) != 2: raise ValueError(f"{heading}: not one of Evidently's pages: {len(own)} scripts of its own")
         if not whole:
             whole = html.replace(own[0], "", 1).replace(own[1], "", 1).replace(f'<div id="root_{name[1]}">', "<div>", 1)
         parts.append(f'<h1 id="{escape(heading)}">{escape(heading)}</h1>{own[0]}<div id="root_{name[1]}"></div>{own[1]}')

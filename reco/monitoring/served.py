@@ -103,8 +103,8 @@ def answered(
     who = pl.Series("who", np.repeat(np.arange(len(c)), np.diff(c.indptr))[at])
     made, items = pl.lit(moment.asof).alias("moment"), np.unique(lists[lists >= 0])
     frame = pl.DataFrame(rows[at], schema=dict.fromkeys(bundle.ranker.features, pl.Float32)).with_columns(who, made)
-    scores, lists = pl.DataFrame({"who": who, "log_odds": odds[at]}), shown(c, odds, lists, moment.state.price)
-    return Answered(frame, scores.with_columns(made), lists.with_columns(made), len(items)/max(int(moment.known.sum()), 1))
+    scores, told = pl.DataFrame({"who": who, "log_odds": odds[at]}), shown(c, odds, lists, moment.state.price)
+    return Answered(frame, scores.with_columns(made), told.with_columns(made), len(items)/max(int(moment.known.sum()), 1))
 
 # %% ../../nbs/82b_monitoring.served.ipynb #067c97c4
 def answers_now(
@@ -162,4 +162,5 @@ def answers_then(
     found = [x for c in cutoffs if (x := answers_at(bundle, shop, events, Stretch(c, c + window, window), n, seed))]
     if not found: raise BundleError(f"{bundle.id}: nobody was there in the days after {', '.join(f'{c:%Y-%m-%d}' for c in cutoffs)}, the cutoffs of its training")
     together = [pl.concat([getattr(x, t).with_columns(who=pl.format("{} {}", "moment", "who")) for x in found]) for t in ("rows", "scores", "lists")]
-    return Answered(*together, float(np.mean([x.coverage for x in found])))
+    rows, scores, lists = together
+    return Answered(rows, scores, lists, float(np.mean([x.coverage for x in found])))

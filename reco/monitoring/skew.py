@@ -19,6 +19,7 @@ from ..bundle import ModelBundle
 from ..data.histories import epoch_ms
 from ..features.items import catalog_asof
 from ..materialize import item_rows
+from ..schemas import Dtype
 from .facts import Stretch
 from ..pipeline import Answer, RecommendationRequest, UserEvent, answer
 
@@ -146,7 +147,7 @@ def scores_in(
     "What every candidate was found to be worth."
     return dict(zip(a.bundle.ids.external(a.scoring.c.item), (1/(1 + np.exp(-a.scoring.log_odds))).tolist()))
 
-AGAIN = {"request_id": pl.String, "asked": pl.Datetime("ms", "UTC"), "rank": pl.Int64, "item_id": pl.String, "score": pl.Float64, "again": pl.Float64, "rank_again": pl.Int64}
+AGAIN:dict[str, Dtype] = {"request_id": pl.String, "asked": pl.Datetime("ms", "UTC"), "rank": pl.Int64, "item_id": pl.String, "score": pl.Float64, "again": pl.Float64, "rank_again": pl.Int64}
 
 def answered_again(
     bundle:ModelBundle,

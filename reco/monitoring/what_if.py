@@ -8,6 +8,7 @@ __all__ = ['NONE', 'REWARDS', 'WHAT_IF', 'policies_of', 'readable', 'among', 'wh
 # %% ../../nbs/89e_monitoring.what_if.ipynb #82851ccc
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -57,7 +58,8 @@ def what_if(
     rewards:tuple[str, ...]=tuple(REWARDS),
 )->tuple[pl.DataFrame, dict[str, int]]: # WHAT_IF; why → lists left out
     "What other strengths of exploration would have earned per list; raises as `off_policy` does, but gives no rows without lists."
-    parts, left = [], {}
+    parts = []
+    left:dict[str, Any] = {}
     for reward in rewards:
         rows, left = readable(outcomes, reward)
         if rows.is_empty(): break

@@ -11,6 +11,7 @@ __all__ = ['REPORT', 'LeakError', 'line', 'stop_on_leaks', 'short_ranker', 'deal
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from typing import cast
 
 import lightgbm as lgb
 import numpy as np
@@ -56,7 +57,7 @@ def short_ranker(
     parameters = {"objective": "lambdarank", "verbosity": -1, "num_leaves": 15, "learning_rate": .15, "min_data_in_leaf": 20, "seed": seed,
                   "deterministic": True, "force_row_wise": True, "num_threads": 1}
     booster = lgb.train(parameters, lgb.Dataset(train.rows[:, columns], label, group=train.sizes), trees)
-    return lambda rows: booster.predict(rows[:, columns], num_threads=1)
+    return lambda rows: cast(np.ndarray, booster.predict(rows[:, columns], num_threads=1))
 
 # %% ../../nbs/44_ranking.alarms.ipynb #6862229d
 def dealt_anew(
@@ -181,7 +182,7 @@ def future_changes_nothing(
     moments = [fit(s, asof, settings) for s in shops]
     learned, seen = [what_was_learned(m) for m in moments], [rows(s, m, user, settings.train.max_history) for s,m in zip(shops, moments)]
     changed = {name: sum(differing(learned[0][name], x[name]) for x in learned[1:]) for name in learned[0]}
-    worst = max(changed, key=changed.get)
+    worst = max(changed, key=changed.__getitem__)
     return pl.concat([line(f"learned from after the cutoff ({worst if changed[worst] else 'nothing'}): bytes that change", sum(changed.values()), 0),
                       line("rows at the cutoff with another future: bytes that change", sum(differing(seen[0], x) for x in seen[1:]), 0)])
 

@@ -9,6 +9,7 @@ __all__ = ['ndcg_of_lists', 'list_ndcg', 'wanted_rows', 'sampled', 'binned', 'bo
 # %% ../../nbs/41a_ranking.choosing.ipynb #b3ee1953
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import lightgbm as lgb
 import numpy as np
@@ -82,7 +83,7 @@ def boosted(
     seed:int,
 )->lgb.Booster:
     "Trees of the given settings."
-    stop = [] if validation is None else [lgb.early_stopping(settings.patience, verbose=False)]
+    stop:list[Any] = [] if validation is None else [lgb.early_stopping(settings.patience, verbose=False)]
     return lgb.train(lightgbm_parameters(settings, seed) | {"feature_pre_filter": False}, train, settings.trees,
                      valid_sets=[] if validation is None else [validation], callbacks=stop)
 
@@ -116,7 +117,7 @@ def choose(
     def values(tried:Ranking)->np.ndarray:
         "What a short training with these settings is worth, list by list."
         booster = boosted(data, check, tried.model_copy(update={"trees": min(tried.trees, 60)}), seed)
-        return ndcg_of_lists(booster.predict(validation.rows, num_threads=1), hit, validation.sizes)
+        return ndcg_of_lists(cast(np.ndarray, booster.predict(validation.rows, num_threads=1)), hit, validation.sizes)
 
     settings = better(settings, [{"leaves": 8}], values)
     return better(settings, [{"gain_view": 1, "gain_addtocart": 1, "gain_transaction": 1},
@@ -136,7 +137,7 @@ def fit_honest(
     chosen = choose(train, validation, settings, seed)
     data = binned(train)
     honest = boosted(data, binned(validation, data), chosen, seed)
-    slope, intercept = fit_logistic(honest.predict(validation.rows, num_threads=1), validation.label > 0)
+    slope, intercept = fit_logistic(cast(np.ndarray, honest.predict(validation.rows, num_threads=1)), validation.label > 0)
     return Ranker(honest, train.features, slope, intercept), chosen.model_copy(update={"trees": max(honest.best_iteration, 1)})
 
 # %% ../../nbs/41a_ranking.choosing.ipynb #ba4e3bb5

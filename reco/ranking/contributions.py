@@ -79,7 +79,7 @@ def columns_above(
     again:list[int],
 )->list[int]:         # per node
     "How many columns have been asked on the way to each node, each once."
-    out = []
+    out:list[int] = []
     for p, a in zip(parent, again): out.append(0 if p < 0 else out[p] + (a < 0))
     return out
 
@@ -87,7 +87,7 @@ def mean_value(
     nodes:list[tuple], # of one tree
 )->float:
     "What a tree says when it knows no column."
-    reach = []
+    reach:list[float] = []
     for parent, *_, share, _ in nodes: reach.append(1. if parent < 0 else reach[parent]*share)
     return sum(r*node[-1] for r,node in zip(reach, nodes))
 
@@ -98,12 +98,13 @@ def walk_of(
     "A booster's trees, ready to be explained; raises `ValueError` for splits as `split_of` does."
     trees = []
     for info in booster.dump_model()["tree_info"]:
-        lay_down(info["tree_structure"], (-1, -1, -1, np.float32(0), False, False, 1.), {}, nodes := [])
+        nodes:list[tuple] = []
+        lay_down(info["tree_structure"], (-1, -1, -1, np.float32(0), False, False, 1.), {}, nodes)
         trees.append(nodes)
     every, start = [n for nodes in trees for n in nodes], np.concatenate([[0], np.cumsum([len(nodes) for nodes in trees])]).astype(np.int32)
     kinds = (np.int32, np.int32, np.int32, np.float32, bool, bool, np.float64, np.float64)
     parent, again, column, threshold, nan_right, right, share, leaf = (np.array([n[i] for n in every], kind) for i,kind in enumerate(kinds))
-    deepest = max((d for nodes in trees for d in columns_above(*list(zip(*nodes))[:2])), default=0)
+    deepest = max((d for nodes in trees for d in columns_above([n[0] for n in nodes], [n[1] for n in nodes])), default=0)
     points, weights = np.polynomial.legendre.leggauss(4*max(-(-deepest//8), 1))
     first = np.repeat(start[:-1], np.diff(start)) # places in the tree → places among all nodes
     down, up = tables(share, np.where(again >= 0, again + first, -1), (points + 1)/2, weights/2)

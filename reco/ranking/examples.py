@@ -79,7 +79,8 @@ def joined(
     parts:Sequence[Examples], # of the same columns, at least one
 )->Examples:                  # the lists of all, one after the other
     "Labelled lists of several cutoffs."
-    return Examples(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("rows", "label", "sizes")), parts[0].features)
+    rows, label, sizes = (np.concatenate([getattr(p, name) for p in parts]) for name in ("rows", "label", "sizes"))
+    return Examples(rows, label, sizes, parts[0].features)
 
 # %% ../../nbs/40_ranking.examples.ipynb #543f37d9
 def label(

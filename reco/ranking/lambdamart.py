@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import lightgbm as lgb
 import numpy as np
@@ -108,5 +109,5 @@ def fit_ranker(
     check = lgb.Dataset(validation.rows, validation.label, group=validation.sizes, reference=data)
     booster = lgb.train(lightgbm_parameters(settings, seed), data, settings.trees, valid_sets=[check],
                         callbacks=[lgb.early_stopping(settings.patience, verbose=False)])
-    slope, intercept = fit_logistic(booster.predict(validation.rows), validation.label > 0)
+    slope, intercept = fit_logistic(cast(np.ndarray, booster.predict(validation.rows)), validation.label > 0)
     return Ranker(booster, train.features, slope, intercept)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
 import polars as pl
@@ -119,7 +119,7 @@ def as_start(
     settings:Settings,
 )->Knob:
     "The knob with a range that holds what is set now; raises `SpaceError` for a knob that cannot be turned so."
-    now = value_at(settings, knob.key)
+    now:Any = value_at(settings, knob.key)
     if knob.kind not in KINDS: raise SpaceError(f"{knob.key}: kind {knob.kind!r} is not one of {', '.join(KINDS)}")
     for end in knob.among or (knob.low, knob.high): with_values(settings, {knob.key: end})
     if knob.kind == "one of": return knob._replace(among=(*knob.among, *(() if now in knob.among or now == "auto" else (now,))))

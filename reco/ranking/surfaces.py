@@ -7,6 +7,7 @@ __all__ = ['QUOTAS', 'CONTEXT_FEATURES', 'Questions', 'context_of', 'drawn', 'bo
            'quotas_of', 'leave_out', 'context_features', 'surface_features', 'context_rows', 'surface_examples']
 
 # %% ../../nbs/42_ranking.surfaces.ipynb #1f76ac33
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,7 +188,7 @@ def context_features(
 
 # %% ../../nbs/42_ranking.surfaces.ipynb #eb33cdea
 def surface_features(
-    sources:dict[str, CandidateSource|type], # by name
+    sources:Mapping[str, CandidateSource|type], # by name
     quotas:dict[str, int],                   # source → candidates on the home page
     surface:str,                             # of `QUOTAS`
 )->dict[str, str]:                           # feature → meaning, in the order of the columns

@@ -64,7 +64,9 @@ def forest(
     "LightGBM's trees as arrays; raises `ValueError` for trees of more than 64 leaves."
     trees = []
     for info in booster.dump_model()["tree_info"]:
-        flatten(info["tree_structure"], leaves := [], splits := [])
+        leaves:list[float] = []
+        splits:list[tuple] = []
+        flatten(info["tree_structure"], leaves, splits)
         if len(leaves) > MOST_LEAVES: raise ValueError(f"a tree has {len(leaves)} leaves; at most {MOST_LEAVES} can be scored: set fewer [ranking] leaves")
         trees.append((leaves, splits))
     all_splits, widest = [s for _, splits in trees for s in splits], max((len(l) for l, _ in trees), default=1)

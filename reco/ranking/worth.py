@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from typing import Any, cast
 
 import lightgbm as lgb
 import numpy as np
@@ -117,7 +118,7 @@ class Moments:
         return replace(self.plain[asof], sources={n: self._fitted(asof, n, s) for n,(s,_) in made.items()}, quotas={n: q for n,(_,q) in made.items()})
 
     def _fitted(self, asof:int, name:str, source:CandidateSource)->CandidateSource:
-        kept, key = self.kept.setdefault((asof, name), OrderedDict()), (type(source), *asdict(source).items())
+        kept, key = self.kept.setdefault((asof, name), OrderedDict()), (type(source), *asdict(cast(Any, source)).items())
         if key not in kept:
             kept[key] = source.fit(self.shop.log.before(asof), asof, catalog_asof(self.shop.catalog, self.shop.items, asof))
             self.fits += 1
@@ -142,12 +143,12 @@ def boosted_worth(
         if trees % EVERY: return
         margin[:] += env.model.predict(lists.all.rows, start_iteration=trees - EVERY, num_iteration=EVERY, raw_score=True, num_threads=1)
         tell(trees, float(lists.ndcg(margin).mean()))
-    report.order = 20 # before the one that stops
+    report.order = 20 # type: ignore[attr-defined] # before the one that stops
     r, seed = settings.ranking, settings.project.seed
     booster = lgb.train(lightgbm_parameters(r, seed) | {"feature_pre_filter": False}, train, r.trees, valid_sets=[check],
                         callbacks=[report, lgb.early_stopping(r.patience, verbose=False)])
     trees = max(booster.best_iteration, 1)
-    return lists.ndcg(booster.predict(lists.all.rows, num_iteration=trees, num_threads=1)), trees
+    return lists.ndcg(cast(np.ndarray, booster.predict(lists.all.rows, num_iteration=trees, num_threads=1))), trees
 
 class RankerWorth:
     "What a ranker of given settings is worth on lists that do not change."

@@ -43,11 +43,12 @@ def _values(
     term:str,             # the whole term, for the message
 )->tuple[str, ...]:
     "The alternatives of a term; raises `FilterError` when one is empty."
-    out, at = [], 0
+    at = 0
+    out:list[str] = []
     while at < len(text) or not out or text[at - 1:at] == "|":
         found = VALUE.match(text, at)
         value = found and (found[2] if found[1] is None else found[1])
-        if not value: raise FilterError(f"filter: {term.strip()!r}: a value is missing or its quotes are odd")
+        if not found or not value: raise FilterError(f"filter: {term.strip()!r}: a value is missing or its quotes are odd")
         out.append(value)
         if found.end() == at: break
         at = found.end()
@@ -149,7 +150,7 @@ def bind(
         if lost and unknown is None:
             near = get_close_matches(lost[0], [] if t.attribute == "item" else at.names[t.attribute].tolist(), 1)
             raise FilterError(f"filter: no item has {t.attribute} {lost[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        if lost: unknown.extend(f"{t.attribute}:{v}" for v in lost)
+        if lost and unknown is not None: unknown.extend(f"{t.attribute}:{v}" for v in lost)
         if t.attribute == "item": out.append(Bound(t, at.created, np.array(codes, np.int32)))
         else:
             table = np.zeros(len(at.names[t.attribute]) + 1, bool)

@@ -9,6 +9,7 @@ __all__ = ['ARRAYS', 'Kept', 'keep_at', 'item_vectors', 'reranker_of', 'save_kep
 from dataclasses import asdict, dataclass, replace
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def item_vectors(
     "The vectors by which the items of a list are alike: those of the texts as they are, or those of ALS at length 1."
     n = len(moment.known)
     if (content := getattr(moment.sources.get("content"), "vectors", np.zeros((0, 0)))).size: return content
-    als = moment.sources.get("als")
+    als:Any = moment.sources.get("als")
     if not getattr(als, "vectors", np.zeros(0)).size: return np.zeros((n, 0), np.float16)
     out = np.zeros((n, als.vectors.shape[1]), np.float16)
     out[getattr(als, "items", np.arange(len(als.vectors)))] = als.vectors/np.maximum(np.linalg.norm(als.vectors, axis=1, keepdims=True), 1e-9)

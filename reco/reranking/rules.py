@@ -10,6 +10,7 @@ __all__ = ['FATES', 'SHOWN', 'BEYOND', 'FILTERED', 'BANNED', 'SOLD_OUT', 'BOUGHT
 # %% ../../nbs/50_reranking.rules.ipynb #88e6849e
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -18,7 +19,7 @@ from ..data.histories import TRANSACTION, Histories
 from ..features.items import ItemState
 from ..ids import IdMap
 from .filters import Attributes, Bound, attributes, bind, parse_filter, passes
-from .rulebook import ALWAYS, RuleBook, Standing
+from .rulebook import ALWAYS, Ban, Boost, Pin, RuleBook, Standing
 from ..schemas import SURFACES
 from ..settings import Rules
 
@@ -164,11 +165,11 @@ class Compiled:
     hold_ms: np.ndarray       # int64 [n_items]; length 0 when what was bought may be shown
     banned: np.ndarray        # bool [n_items], always and everywhere
     odds: np.ndarray          # float64 [n_items], log of the boosts that hold always and everywhere
-    bans: tuple[tuple[Standing, list[Bound]], ...]   # and those that depend on the request
-    boosts: tuple[tuple[Standing, list[Bound]], ...]
-    pins: tuple[tuple[Standing, int], ...]           # item_idx
+    bans: "tuple[tuple[Standing[Ban], list[Bound]], ...]" # and those that depend on the request
+    boosts: "tuple[tuple[Standing[Boost], list[Bound]], ...]"
+    pins: "tuple[tuple[Standing[Pin], int], ...]" # item_idx
     unknown: tuple[str, ...]  # words of rules that the catalogue does not have, to be reported
-    always: tuple[tuple[tuple[Standing, list[Bound]], ...], ...] = ((), ()) # the bans and boosts behind `banned` and `odds`
+    always: "tuple[tuple[tuple[Standing[Ban], list[Bound]], ...], tuple[tuple[Standing[Boost], list[Bound]], ...]]" = ((), ()) # the bans and boosts behind `banned` and `odds`
 
 # %% ../../nbs/50_reranking.rules.ipynb #24fac291
 def _own_odds(
@@ -206,11 +207,13 @@ def compile_rules(
     at:Attributes|None=None,   # to be shared with other rules of the same items; made of `state` when not given
 )->Compiled:
     "Rules that can be asked quickly; words that the catalogue lacks are listed in `unknown`."
-    at, lost, n = at or attributes(state, ids), [], len(state.price)
+    at, n = at or attributes(state, ids), len(state.price)
+    lost:list[str] = []
     days = np.full(n, rules.exclude_bought_days) if hold is None else hold
     hold_ms = np.round(days.astype(np.float64)*86_400_000).astype(np.int64) if rules.exclude_bought_days else np.zeros(0, np.int64)
-    bans, boosts = ([(s, bind(parse_filter(s.rule.filter), at, lost)) for s in rules_of] for rules_of in (book.bans, book.boosts))
-    part = lambda some, always: tuple(x for x in some if _everywhere(*x) == always)
+    bans = [(s, bind(parse_filter(s.rule.filter), at, lost)) for s in book.bans]
+    boosts = [(s, bind(parse_filter(s.rule.filter), at, lost)) for s in book.boosts]
+    part:Callable[..., Any] = lambda some, always: tuple(x for x in some if _everywhere(*x) == always)
     lost += [f"item:{s.rule.item}" for s in book.pins if ids.get(s.rule.item) < 0]
     out = Compiled(rules, at, state.available if rules.exclude_out_of_stock else np.zeros(0, bool), hold_ms, np.zeros(n, bool), np.zeros(n),
                    part(bans, False), part(boosts, False), tuple((s, ids.get(s.rule.item)) for s in book.pins if ids.get(s.rule.item) >= 0),
