@@ -13,6 +13,7 @@ SERVICES := bubblewrap chromium docker-compose fonts-liberation nginx-light open
 
 FROM = $(if $(strip $(PIP_FIND_LINKS)),$(foreach d,$(PIP_FIND_LINKS),--find-links "$(d)"),--torch-backend=$(TORCH_BACKEND))
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
+UVX := $(BIN)/uv tool run --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -24,14 +25,30 @@ help: ## this list
 demo: $(STAMP) ## everything from a simulated shop to a page with recommendations; Ctrl-C ends it
 	@exec $(BIN)/python -m app.demo $(DEMO)
 
-test: $(STAMP) ## notebooks clean, exported and running; then pytest (TEST=tests/test_api.py for a part)
+install: $(STAMP) ## .venv with everything, and nothing else
+
+test: $(STAMP) lint types ## lint and types; notebooks clean, exported and running; then pytest (TEST=tests/test_api.py for a part)
 	$(BIN)/nbdev-test --n-workers 2 --do-print
 	$(BIN)/pytest $(TEST)
+
+lint: $(STAMP) ## ruff over all that is written by hand, bash's own look at scripts
+	@$(BIN)/ruff check .
+	@for f in .ci/run $$(find app deploy -name '*.sh'); do bash -n "$$f" || exit 1; done
+
+types: $(STAMP) ## mypy over reco, app and flows ([tool.mypy] in pyproject.toml)
+	@$(BIN)/mypy
+
+notebooks: $(STAMP) ## reco/ is what the notebooks export, they are clean, they import downwards, they run
+	$(BIN)/pytest -q tests/test_notebooks.py tests/test_layers.py
+	$(BIN)/nbdev-test --n-workers 2 --do-print
 
 prepare: $(STAMP) ## after editing notebooks: export them, test them, clean them
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/nbdev-clean
+
+hooks: $(STAMP) ## git shows notebooks by cell, merges them by cell, and trusts what it pulls
+	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-install-hooks
 
 lab: $(STAMP) ## JupyterLab on the notebooks
 	@exec $(BIN)/jupyter lab nbs
@@ -104,8 +121,77 @@ client: $(STAMP) ## clients/typescript/reco.d.ts anew from the HTTP contract (ne
 	@$(BIN)/python clients/typescript/openapi.py > clients/typescript/openapi.json
 	@cd clients/typescript && npm ci --no-audit --no-fund --silent && npx --no-install openapi-typescript openapi.json --output reco.d.ts
 
+# ---- what CI looks at beside the tests; each tool with its version, so that a laptop finds the same --------------------
+
+.PHONY: install lint types notebooks hooks audit secrets leaks workflows dockerfiles images smoke scan chartlint kind platform links dist version notes
+TAG ?= v$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' reco/__init__.py)
+VERSION := $(TAG:v%=%)
+IMAGES ?= endpoint app flows
+DOCKER_RUN := docker run --rm -v "$(CURDIR)":/repo -w /repo
+CHART := deploy/helm/reco
+KIND ?= reco
+
+audit: .venv/.uv ## packages of requirements.lock with holes that are known (asks PyPI)
+	$(UVX) pip-audit==2.10.1 --strict --no-deps --disable-pip --requirement requirements.lock
+
+# Words that stand for a password in examples and tests, names of Secrets and of variables, and sentences. Random-looking text is not asked for: checksums and pictures are.
+EXAMPLES := ^(secret|password|hunter2|pw|hush|hush-hush|hush-hush-key|top%40secret|short|reco(-[a-z]+)?|RECO_[A-Z_]+|AKIATEST|.* .*)$$
+secrets: .venv/.uv ## keys and passwords in files that git knows
+	git ls-files -z | grep -zv -e '\.png$$' -e '\.lock$$' | xargs -0 $(UVX) --from detect-secrets==1.5.0 detect-secrets-hook \
+		--disable-plugin Base64HighEntropyString --disable-plugin HexHighEntropyString --exclude-secrets '$(EXAMPLES)'
+
+leaks: ## keys and passwords in the whole history (needs Docker)
+	$(DOCKER_RUN) ghcr.io/gitleaks/gitleaks:v8.30.1 git --redact --no-banner /repo
+
+workflows: .venv/.uv ## GitHub's workflows: what is unsafe in them; where Docker is, actionlint too
+	$(UVX) zizmor==1.32.0 --offline --quiet --min-severity medium .github
+	@docker info > /dev/null 2>&1 && exec $(DOCKER_RUN) rhysd/actionlint:1.7.12 -color || echo "no Docker here: actionlint was left out"
+
+dockerfiles: ## hadolint over deploy/docker (needs Docker)
+	$(DOCKER_RUN) hadolint/hadolint:v2.14.0-debian hadolint --failure-threshold warning $(IMAGES:%=deploy/docker/%.Dockerfile)
+
+images: ## reco/endpoint, reco/app, reco/flows (needs Docker; IMAGES=app for one)
+	@for name in $(IMAGES); do docker build --file deploy/docker/$$name.Dockerfile --tag reco/$$name:$(VERSION) \
+		--build-arg GIT_SHA=$$(git rev-parse HEAD) . || exit 1; done
+
+smoke: ## start each image as the platform does: no root, nothing written outside of two folders (needs Docker)
+	@for name in $(IMAGES); do deploy/docker/smoke.sh $$name reco/$$name:$(VERSION) || exit 1; done
+
+scan: ## holes of the images that are known and could be closed (needs Docker)
+	@for name in $(IMAGES); do docker run --rm -v /var/run/docker.sock:/var/run/docker.sock -v reco-trivy:/cache aquasec/trivy:0.75.0 --cache-dir /cache image \
+		--no-progress --exit-code 1 --ignore-unfixed --severity HIGH,CRITICAL --scanners vuln reco/$$name:$(VERSION) || exit 1; done
+
+chartlint: ## the Helm chart: lint, and what it makes of its examples held to Kubernetes' schemas (needs helm and Docker)
+	helm lint --strict $(CHART)
+	@for values in $(CHART)/values.yaml $(wildcard $(CHART)/examples/*.yaml $(CHART)/ci/kind-values.yaml); do echo "$$values"; \
+		helm template reco $(CHART) --namespace reco --values "$$values" | docker run --rm -i ghcr.io/yannh/kubeconform:v0.7.0 -strict -summary \
+		-schema-location default -schema-location 'https://raw.githubusercontent.com/datreeio/CRDs-catalog/main/{{.Group}}/{{.ResourceKind}}_{{.ResourceAPIVersion}}.json' - || exit 1; done
+
+kind: ## the chart in the cluster of kind's that is running, with the images that are here: install, ask, upgrade, roll back (needs kind, kubectl, helm)
+	kind load docker-image --name $(KIND) $(IMAGES:%=reco/%:$(VERSION))
+	$(CHART)/ci/kind.sh
+
+platform: env ## the whole platform with Docker, until its gateway gives a list; it stays up
+	docker compose config --quiet
+	docker compose up --detach --build
+	@deploy/ask.sh http://127.0.0.1:8080 || { docker compose ps --all; docker compose logs --tail 80; exit 1; }
+
+links: ## links of the site that lead nowhere (make docs first; needs Docker)
+	$(DOCKER_RUN) lycheeverse/lychee:0.24.2 --no-progress --root-dir /repo/_site --exclude '^https?://(127\.0\.0\.1|localhost)' '_site/**/*.html'
+
+dist: .venv/.uv ## source and wheel of the package, in dist/
+	@rm -rf dist
+	$(BIN)/uv build --quiet --python $(BIN)/python --out-dir dist
+	$(UVX) twine==6.2.0 check --strict dist/*
+
+version: ## the version, for scripts
+	@echo $(VERSION)
+
+notes: ## what CHANGELOG.md says of TAG; fails where version, changelog, citation or chart say something else
+	@$(PYTHON) deploy/release.py $(TAG)
+
 clean: ## remove what make made; data, lake and bundles stay
-	rm -rf .venv .demo _site clients/typescript/node_modules .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .demo _site clients/typescript/node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis dist build *.egg-info
 	find app flows reco tests data benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The lock: all extras, every platform. What only torch's CUDA build needs is taken out, so that the CPU build brings
