@@ -345,7 +345,7 @@ def start(
     serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
     serve.run(application({"bundle": bundle, "replicas": replicas, "max_replicas": max_replicas}), logging_config=quiet)
 
-DRAIN_S = 10 # requests that were taken may last so long; most are done in milliseconds
+DRAIN_S = 5 # requests that were taken may last so long; most are done in milliseconds, but a connection that idles keeps HAProxy from ending
 
 def drain() -> None:
     "Take no more requests and let those end that were taken: HAProxy's soft stop (its management guide, 4. Stopping and restarting). Ray itself would cut them off."

@@ -13,8 +13,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"(?:^<!-- not run: (?P<reason>[^\n]+?) -->\n)?^(?P<tick>```+)(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^(?P=tick)$", re.MULTILINE | re.DOTALL)
 # programs that are not ours, and what a shell brings along
-FOREIGN = set("""apt-get argo amtool aws brew cat cd chmod chown cp createdb cosign crontab cut date docker echo export git grep helm htpasswd install jq k3d kaggle kind kubectl ls mc minikube mkdir mlflow
-    mv nginx npm npx openssl pip promtool pg_dump pg_restore psql redis-cli rm sed sh sleep source sort ssh sudo systemctl tail tee touch trivy uv wrk""".split())
+FOREIGN = set("""apt-get argo amtool aws brew cat cd chmod chown cp createdb cosign crontab cut date docker echo export git grep helm htpasswd install jq k3d kaggle kind kubeconform kubectl ls mc minikube mkdir mlflow
+    mv nginx npm npx openssl pip promtool pg_dump pg_restore printf psql pytest redis-cli rm sed sh sleep source sort ssh sudo systemctl tail tee touch trivy uv wrk""".split())
 LEADING, PASSED = {"do", "then", "else", "if", "while", "until", "!", "{"}, {"for", "done", "fi", "}"} # of the shell's own words
 SUBSTITUTED = re.compile(r"\$\(([^()]*)\)")
 HOST = "http://127.0.0.1:8000"
@@ -95,7 +95,7 @@ def faults(words: list[str], keys: set[str]) -> list[str]:
     name, rest = words[0].rsplit("/", 1)[-1], words[1:]
     if name == "make": return found + [f"there is no target {w}" for w in rest if re.fullmatch(r"[a-z]+", w) and w not in targets()]
     if re.fullmatch(r"python[\d.]*", name): return found + faults_of_python(rest)
-    return found if name in FOREIGN or name == "curl" else [*found, f"{name} is not known: name it in tests/pages.py, or say above the block why it is not run"]
+    return found if name in FOREIGN or name == "curl" or ("/" in words[0] and (ROOT / words[0]).is_file()) else [*found, f"{name} is not known: name it in tests/pages.py, or say above the block why it is not run"]
 
 
 def faults_of_python(rest: list[str]) -> list[str]:
