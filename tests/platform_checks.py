@@ -305,6 +305,27 @@ def test_people_need_a_password_and_see_app_and_mlflow(platform):
     assert platform.gateway.get("/grafana/", headers=platform.people).status_code == 503 # there is none here
 
 
+def test_a_person_shops_through_the_gateway_and_looks_at_trainings(platform):
+    """In Chromium: the app's pages live on a connection that stays open, below /app/; MLflow's own page asks for everything below /mlflow/."""
+    chromium = Path("/usr/bin/chromium")
+    if not chromium.exists(): pytest.skip("needs chromium: make services")
+    from playwright.sync_api import sync_playwright
+    wrong = []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=str(chromium), args=["--no-sandbox", "--disable-background-networking"])
+        page = browser.new_page(http_credentials={"username": "reco", "password": platform.env["PEOPLE_PASSWORD"]})
+        page.on("response", lambda r: wrong.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+        page.goto(f"{platform.gateway.base_url}/app/")
+        page.wait_for_selector("[class*=st-key-card-for_you-]", timeout=60_000)
+        page.screenshot(path=str(platform.root / "app.png"))
+        page.goto(f"{platform.gateway.base_url}/mlflow/")
+        page.get_by_text("reco", exact=True).first.wait_for(timeout=60_000)
+        page.screenshot(path=str(platform.root / "mlflow.png"))
+        browser.close()
+    print("answers that a browser did not like:", wrong)
+    assert not [w for w in wrong if "/app/" in w]
+
+
 def test_mlflow_keeps_runs_in_postgresql_and_artifacts_on_s3(platform):
     model = platform.gateway.get("/mlflow/api/2.0/mlflow/registered-models/get?name=reco", headers=platform.people).json()["registered_model"]
     assert [a["alias"] for a in model["aliases"]] == ["champion"]
