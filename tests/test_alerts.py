@@ -186,7 +186,7 @@ def test_the_log_in_a_bucket_loses_no_line(monkeypatch):
 
         def overtaken(objects: Objects, name: str, text: str, over: str) -> None:
             """Somebody adds a line between our reading and our writing."""
-            if late: write(objects, name, alerts.read(objects, name).text + late.pop())
+            if late: write(objects, name, alerts.text_of(objects, name).text + late.pop())
             write(objects, name, text, over=over)
         monkeypatch.setattr(alerts, "write", overtaken)
         tell(Objects(root, section), replace(EVENT, key="k7"), {})
