@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +26,21 @@ ROOT = Path(__file__).resolve().parents[1]
 END_S = 60  # a flow that is told to end has so long
 OWN_WORDS = {"promotion_refused", "training_stopped"} # events of flows that end with a no
 LOOK_S = 20 # between two looks at the clock: a cron line has minutes
+
+
+class Ending:
+    "Told by a signal handler, which may come at any moment: an `Event` would be waited for with the very lock that the handler then waits for."
+
+    def __init__(self) -> None: self.told = False
+
+    def set(self) -> None: self.told = True
+
+    def is_set(self) -> bool: return self.told
+
+    def wait(self, seconds: float) -> None:
+        "Until it is told, or so long."
+        until = time.monotonic() + seconds
+        while not self.told and (left := until - time.monotonic()) > 0: time.sleep(min(0.2, left))
 
 
 def followers(
@@ -106,7 +120,7 @@ def plan_of(
 def run_flow(
     flow: str,
     hours: float,                  # it is ended after so long
-    ending: threading.Event,
+    ending: Ending,
 ) -> str:                          # what went wrong; empty when all went well
     "`python flows/FLOW.py run`, with its words on ours."
     child = subprocess.Popen([sys.executable, f"flows/{flow}.py", "run"], cwd=ROOT, start_new_session=True)
@@ -143,8 +157,8 @@ def tell(
 def keep_time(
     settings: Settings,
     plan: Plan,
-    ending: threading.Event,
-    run: Callable[[str, float, threading.Event], str] = run_flow,
+    ending: Ending,
+    run: Callable[[str, float, Ending], str] = run_flow,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
     "Until it is told to end."
@@ -168,7 +182,7 @@ def state_file(
 def main() -> int: # exit code
     cli = argparse.ArgumentParser(prog="python -m app.schedule", description="The flows on the cron lines of [schedule], on one machine.")
     cli.add_argument("--next", action="store_true", help="say when each would run next, and end")
-    args, ending = cli.parse_args(), threading.Event()
+    args, ending = cli.parse_args(), Ending()
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: ending.set())
     try:
         settings = load_settings()

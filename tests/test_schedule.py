@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.schedule import Plan, followers, keep_time, next_time, run_flow, tell
+from app.schedule import Ending, Plan, followers, keep_time, next_time, run_flow, tell
 from reco.alerts import events
 from reco.settings import load_settings
 
@@ -134,12 +134,20 @@ def test_a_flow_that_does_not_end_is_ended(tmp_path, monkeypatch):
     (tmp_path / "flows" / "sleepy.py").write_text("import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\ntime.sleep(600)\n")
     (tmp_path / "flows" / "broken.py").write_text("raise SystemExit(3)\n")
     monkeypatch.setattr("app.schedule.ROOT", tmp_path)
-    assert run_flow("broken", 1, threading.Event()) == "exit code 3"
+    assert run_flow("broken", 1, Ending()) == "exit code 3"
     began = time.monotonic()
-    assert "ended after 0.0002" in run_flow("sleepy", 0.0002, threading.Event()) and time.monotonic() - began < 30
-    ending = threading.Event()
+    assert "ended after 0.0002" in run_flow("sleepy", 0.0002, Ending()) and time.monotonic() - began < 30
+    ending = Ending()
     threading.Timer(1, ending.set).start()
     assert run_flow("sleepy", 1, ending) == "" and time.monotonic() - began < 30
+
+
+def test_a_signal_ends_a_wait_at_whatever_moment_it_comes():
+    """Some thousand signals, most of them while it begins or ends to wait; an Event hangs here within a second."""
+    code = ("import os, signal, threading, time\nfrom app.schedule import Ending\nending = [Ending()]\nsignal.signal(signal.SIGUSR1, lambda *_: ending[0].set())\n"
+            "threading.Thread(target=lambda: [(os.kill(os.getpid(), signal.SIGUSR1), time.sleep(0.0003)) for _ in range(4000)], daemon=True).start()\n"
+            "until = time.monotonic() + 1.5\nturns = 0\nwhile time.monotonic() < until:\n    ending[0] = Ending()\n    ending[0].wait(0)\n    turns += 1\nassert turns > 100")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0
 
 
 def test_it_says_what_comes_and_ends_when_it_is_told(tmp_path):
