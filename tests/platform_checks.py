@@ -22,6 +22,7 @@ import httpx
 import psycopg
 import pytest
 from composing import composed, mounts, tmpfs, words
+from flow_runs import SMALL
 from gateways import configured, program
 from images import ROOT, Image, Program, ran, started
 from servers import (
@@ -38,37 +39,15 @@ from reco.data.lake import Lake
 from reco.data.storage import storage_options
 from reco.settings import Lake as LakeSection
 
-SMALL = """# settings.ini of a small shop: gates that it passes by far, whatever trees this processor grows; they have tests of their own
+SETTINGS = """\
 [simulator]
 users = 300
 items = 100
 events = 6000
 days = 60
-[train]
-max_requests = 100
-cutoffs = 2
-[ranking]
-trees = 10
-[als]
-iterations = 2
-[rerank]
-diversity = 0
-tail = 0
-new = 0
-keep_first = 0
-[gates]
-requests = 10
-buyers = 10
-min_shoppers = 5
-confidence = 0.5
-min_coverage = 0
-max_gini = 1
-p50_ms = 5000
-p99_ms = 20000
-try_seconds = 200
 [stream]
 batch_seconds = 0.3
-"""
+""" + SMALL
 
 
 def images() -> dict[str, Image]:
@@ -238,7 +217,7 @@ def platform() -> Iterator[Platform]:
     root = Path(os.environ["PLATFORM_ROOT"])
     (root / "deploy").mkdir()
     shutil.copy(ROOT / ".env.example", root)
-    (root / "settings.ini").write_text(SMALL)
+    (root / "settings.ini").write_text(SETTINGS)
     assert make_env.main(root) == 0
     env = make_env.lines_of((root / ".env").read_text())
     services = composed(env)["services"]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from flow_runs import ROOT, run_flow
+from flow_runs import ROOT, SMALL, run_flow
 from mlflow import MlflowClient
 from s3 import KEY, SECRET, make_bucket, moto
 from starlette.testclient import TestClient
@@ -37,29 +37,7 @@ datastore = s3://shop/metaflow
 artifacts = s3://shop/mlflow
 [data]
 path = raw
-[train]
-max_requests = 100
-cutoffs = 2
-[ranking]
-trees = 10
-[als]
-iterations = 2
-[rerank]
-diversity = 0
-tail = 0
-new = 0
-keep_first = 0
-[gates]
-requests = 10
-buyers = 10
-min_shoppers = 5
-confidence = 0.5
-min_coverage = 0
-max_gini = 1
-p50_ms = 5000
-p99_ms = 20000
-try_seconds = 200
-""" # gates that so small a shop passes by far, whatever trees this processor grows; they have tests of their own
+""" + SMALL
 
 
 @pytest.mark.timeout(900)
