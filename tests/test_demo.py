@@ -113,7 +113,7 @@ def test_a_busy_port_is_an_error_before_anything_starts(tmp_path):
     assert not (tmp_path/"data").exists() and not (tmp_path/".demo").exists()
 
 def test_ctrl_c_during_a_step_ends_the_step(tmp_path):
-    process = demo_process(tmp_path, RECO_SIMULATOR_EVENTS=200_000_000, RECO_SERVING_PORT=free_port(), RECO_APP_PORT=free_port())
+    process = demo_process(tmp_path, RECO_SIMULATOR_EVENTS=18_000_000, RECO_SERVING_PORT=free_port(), RECO_APP_PORT=free_port())
     log = tmp_path/".demo"/"simulate.log"
     until = time.monotonic() + 60
     while not (log.exists() and "simulating" in log.read_text()) and time.monotonic() < until: time.sleep(0.05)
