@@ -16,8 +16,8 @@ import polars as pl
 from scipy.stats import binomtest, norm
 
 from benchmarks.base import arguments, render, write
-from benchmarks.holdout import shop_from
 from reco.data.histories import ADDTOCART, VIEW
+from reco.data.raw_shop import read_shop
 from reco.data.shop import ShopData, index_shop
 from reco.data.simulator import simulate
 from reco.data.sources import FILES
@@ -371,7 +371,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tests", type=int, default=1_000, help="A/A tests")
     args, settings = parser.parse_args(argv), load_settings()
     seed = settings.project.seed
-    if args.path: shop = shop_from(args.source, args.path, settings)
+    if args.path: shop = read_shop(args.source, args.path, settings)
     else:
         users = 400 if args.quick else args.shoppers
         sim = simulate(users, 500, 30 * users, days=56, end=END, seed=seed)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.base import arguments, quickly, render, write
-from benchmarks.holdout import shop_from
 from reco.candidates.base import Candidates
 from reco.data.histories import epoch_ms, histories
+from reco.data.raw_shop import read_shop
 from reco.data.shop import ShopData, index_shop
 from reco.data.simulator import simulate
 from reco.data.sources import FILES
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         sim = simulate(500, 200, 10_000, days=70, end=datetime(2026, 5, 1, tzinfo=UTC), seed=7)
         shop, args.grade = index_shop(sim.interactions, sim.catalog), 1
         settings = quickly(settings)
-    elif args.path: shop = shop_from(args.source, args.path, settings)
+    elif args.path: shop = read_shop(args.source, args.path, settings)
     else: return print("frontier: nothing measured; it needs --path with raw files, and --source for their format")
     cuts = cutoffs_of(shop, settings)
     ranker = train_ranker(shop, cuts, settings)

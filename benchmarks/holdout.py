@@ -5,8 +5,6 @@ kind of request, by length of the shopper's history, and by age and popularity o
 What it leaves out: parameters of the sources chosen for this data set (the settings' defaults are used), and other cuts.
 """
 
-import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,11 +13,10 @@ import polars as pl
 from benchmarks.base import arguments, quickly, render, write
 from benchmarks.slices import by_age, by_length, by_popularity
 from reco.data.histories import epoch_ms, histories
-from reco.data.ingestion import ingest
-from reco.data.lake import Lake
+from reco.data.raw_shop import read_shop
 from reco.data.shop import ShopData, index_shop
 from reco.data.simulator import simulate
-from reco.data.sources import FILES, read_source
+from reco.data.sources import FILES
 from reco.data.split import Cutoffs, who_and_when
 from reco.evaluation.backtest import backtest, judged_requests, lists_of_all, score_table
 from reco.evaluation.metrics import relevant
@@ -31,16 +28,6 @@ from reco.reranking.kept import keep_at, reranker_of
 from reco.settings import Settings, load_settings
 
 METRICS = "NDCG@10", "MAP@10", "Recall@10", "Recall@20", "coverage@10"
-
-
-def shop_from(source: str, folder: Path, settings: Settings) -> ShopData:
-    """What `flows/ingest.py` would put into an empty lake."""
-    with tempfile.TemporaryDirectory() as out:
-        lake = Lake(f"{out}/lake")
-        done = ingest(source, lambda _: read_source(source, folder), lake, datetime.now(UTC), settings.quality,
-                      settings.data.session_gap_minutes, Path(out) / "scratch", settings.data.memory_gb)
-        if done.refused: sys.exit(done.refused)
-        return index_shop(lake.read("interactions").collect(), lake.read("catalog").collect())
 
 
 def results(table: pl.DataFrame) -> list[dict]:
@@ -80,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.quick:
         sim = simulate(500, 200, 10_000, days=90, end=datetime(2026, 5, 1, tzinfo=UTC), seed=7)
         shop, settings = index_shop(sim.interactions, sim.catalog), quickly(settings)
-    elif args.path: shop = shop_from(args.source, args.path, settings)
+    elif args.path: shop = read_shop(args.source, args.path, settings)
     else: return print("holdout: nothing measured; it needs --path with raw files, and --source for their format")
     cutoffs = cutoffs_of(shop, settings)
     ranker = train_ranker(shop, cutoffs, settings)

@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks.base import arguments, quickly, render, write
 from benchmarks.frontier import judged, maker, rows_of
-from benchmarks.holdout import shop_from
 from reco.data.histories import epoch_ms
+from reco.data.raw_shop import read_shop
 from reco.data.shop import ShopData, index_shop
 from reco.data.simulator import simulate
 from reco.data.sources import FILES
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         sim = simulate(500, 200, 10_000, days=70, end=datetime(2026, 5, 1, tzinfo=UTC), seed=7)
         shop, settings = index_shop(sim.interactions, sim.catalog), quickly(settings)
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"cutoffs": 3})})
-    elif args.path: shop = shop_from(args.source, args.path, settings)
+    elif args.path: shop = read_shop(args.source, args.path, settings)
     else: return print("popularity_bias: nothing measured; it needs --path with raw files, and --source for their format")
     cutoffs = cutoffs_of(shop, settings)
     learned, at = rankers(shop, cutoffs, settings), cutoffs.validation

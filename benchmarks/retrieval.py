@@ -25,11 +25,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.base import arguments, quickly, render, write
-from benchmarks.holdout import shop_from
 from benchmarks.q3_baskets import read_events
 from benchmarks.slices import part
 from reco.candidates.base import Candidates, merge, score_all
 from reco.data.histories import TRANSACTION, Histories, epoch_ms, histories
+from reco.data.raw_shop import read_shop
 from reco.data.shop import ShopData, index_shop
 from reco.data.simulator import simulate
 from reco.data.sources import FILES
@@ -217,7 +217,7 @@ def measured(shop: ShopData, settings: Settings, name: str, most: int, empty_hol
 
 def read(source: str, path: Path, until: str | None, settings: Settings) -> ShopData:
     """A folder or a single file of a known format, nothing of it at or after a day."""
-    shop = shop_from(source, path, settings) if path.is_dir() else read_events(path, source)
+    shop = read_shop(source, path, settings) if path.is_dir() else read_events(path, source)
     if until is None: return shop
     end = datetime.fromisoformat(until).replace(tzinfo=UTC)
     events = shop.events.filter(shop.events["ts"] < end)
