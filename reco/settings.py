@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -165,6 +165,7 @@ def load_settings(
     where = {k: f"environment variable {'_'.join(('RECO', *k)).upper()}" if k in env else str(path) for k in both}
     read = {s: _section(s, {k: v for (t,k),v in both.items() if t == s}, {k: w for (t,k),w in where.items() if t == s})
             for s in dict.fromkeys(s for s,_ in both)}
+    if not any(s == "candidates" for s,_ in file) and "candidates" in read: read["candidates"] = Settings().candidates | cast(dict[str, Quota], read["candidates"])
     settings = Settings(**read, root=path.parent if path else Path("."))
     _check_apart(settings, where)
     return settings
