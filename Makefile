@@ -17,7 +17,7 @@ UVX := $(BIN)/uv tool run --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo env test prepare lab ingest train promote report monitor kpis whatif search batch materialize argo serve app bench services docs client docs-serve lock clean chart helm
+.PHONY: help demo env test prepare lab ingest train promote report monitor kpis whatif search batch materialize argo serve app bench services walkthroughs docs client docs-serve lock clean chart helm
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,9 @@ services: ## Debian packages that tests of real servers need (optional on a lapt
 	@$(MAKE) --no-print-directory helm || echo 'tests of the Helm chart will be skipped'
 
 # Its theme says at every build that it will be succeeded; the lock decides here.
+walkthroughs: $(STAMP) ## nbs/9x on real files, outputs kept (FILES="retailrocket=FOLDER online_retail=FOLDER")
+	@$(BIN)/python docs/make_walkthroughs.py $(FILES)
+
 docs: $(STAMP) ## the documentation site, into _site, without a network
 	@NO_MKDOCS_2_WARNING=1 exec $(BIN)/mkdocs build
 
