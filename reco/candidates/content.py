@@ -16,11 +16,11 @@ import polars as pl
 from numba import njit
 from scipy.sparse import csr_matrix
 
-from .als import dot_all
 from .base import EVENT_WEIGHTS, Retrieved, bits_of, halved, latest_items, top_k
 from .lending import borrowed, cold_items, companions, company_of, handed_out, lent, promise, shares
 from .nearest import nearest
 from .popularity import popularity
+from .products import dot_all
 from .text import TFIDF, encode, item_texts, lend_category
 from .text_nearness import near_to, queries_of, widen, widened
 from .voting import Scratch, clear, scratch_of

@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 from numba import njit
 
-from .als import dot_all
 from .base import top_k
+from .products import dot_all
 
 # %% ../../nbs/34a_candidates.nearest.ipynb #c7ca9844
 @njit(cache=True, nogil=True)

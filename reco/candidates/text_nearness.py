@@ -9,7 +9,7 @@ __all__ = ['widen_row', 'widen', 'widened', 'direction', 'queries_of', 'near_to'
 import numpy as np
 from numba import njit
 
-from .als import dot
+from .products import dot
 
 # %% ../../nbs/34ab_candidates.text_nearness.ipynb #bb82e318
 @njit(cache=True, nogil=True)
