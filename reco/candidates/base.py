@@ -36,7 +36,10 @@ class Retrieved:
         k:int,  # places
     )->"Retrieved":
         "No proposals yet."
-        return cls(np.full((n, k), -1, np.int32), np.full((n, k), np.nan, np.float32))
+        items, scores = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
+        items.fill(-1)
+        scores.fill(np.nan)
+        return cls(items, scores)
 
 # %% ../../nbs/30_candidates.base.ipynb #d41b245f
 class CandidateSource(Protocol):
