@@ -88,6 +88,7 @@ def saved_class(
     "The class of a saved source."
     return source_class(json.loads((folder/"source.json").read_text())["class"])
 
+# %% ../../nbs/30_candidates.base.ipynb #faeee8f1
 WORTH = 2**20 # bytes from which an array is mapped
 
 def mapped(
@@ -203,6 +204,7 @@ def lay_out(
         indptr[i + 1] = row + 1
     return indptr, item[:row + 1].copy(), ranks[:row + 1].copy(), told[:row + 1].copy()
 
+# %% ../../nbs/30_candidates.base.ipynb #3649f3f4
 @lru_cache(64)
 def _columns(
     width:tuple[int, ...], # places of each source
