@@ -157,9 +157,9 @@ class Fitted:
         return np.column_stack([scores, self.own(u)[items], self.per_item[items], np.tile(self.activity(u), (len(items), 1))]).astype(np.float32)
 
     def read(self, u: int) -> tuple[np.ndarray, ...]:
-        """What `Content.read` says of the customer's past, and the room it was written to."""
+        """What `Content.read_past` says of the customer's past, and the room it was written to."""
         room = np.zeros((len(self.cut.cold), 2), np.float32)
-        return *self.source.read(self.cut.h, u, room), room
+        return *self.source.read_past(self.cut.h, u, room), room
 
     def own(self, u: int) -> np.ndarray:
         """float32 [n_items]: how much shoppers of the customer's items touch an item itself."""
