@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from .base import Retrieved, top_k
+from .popularity import same_for_all, shoppers_of
 from ..data.histories import EventLog, Histories
 
 # %% ../../nbs/31a_candidates.trending.ipynb #a3f0ac94
@@ -24,9 +25,7 @@ def shoppers(
     until:int,      # ms, before this moment
 )->np.ndarray:      # float64 [n_items]
     "Distinct shoppers of each item in a window."
-    inside = (log.ts >= start) & (log.ts < until)
-    pair = np.unique(log.user[inside].astype(np.int64)*log.n_items + log.item[inside])
-    return np.bincount(pair % log.n_items, minlength=log.n_items).astype(float)
+    return shoppers_of(log.where((log.ts >= start) & (log.ts < until))).astype(float)
 
 # %% ../../nbs/31a_candidates.trending.ipynb #6347d424
 def rise(
@@ -52,11 +51,7 @@ class Trending:
         "sigmas": "shoppers in the last days above the item's usual level, in standard deviations",
         "ratio": "log ratio of the two, drawn towards 0 where shoppers are few"}
 
-    def fit(self,
-        log:EventLog,          # events before `asof`
-        asof:int,              # ms
-        catalog:pl.DataFrame,  # not used
-    )->"Trending":
+    def fit(self, log:EventLog, asof:int, catalog:pl.DataFrame|None=None)->"Trending":
         "Compare the last days with those before."
         recent = asof - round(self.recent_days*DAY)
         sigmas, ratio = rise(shoppers(log, recent, asof), shoppers(log, recent - round(self.usual_days*DAY), recent))
@@ -65,20 +60,10 @@ class Trending:
         self.said = np.stack([sigmas, ratio], axis=1)
         return self
 
-    def retrieve(self,
-        histories:Histories,
-        k:int,          # items per request
-    )->Retrieved:
+    def retrieve(self, histories:Histories, k:int)->Retrieved:
         "The same `k` steepest for every request; fewer, or none, on a quiet day."
-        out = Retrieved.blank(len(histories), k)
-        n = min(k, len(self.items))
-        out.items[:, :n], out.scores[:, :n] = self.items[:n], self.said[self.items[:n], 0]
-        return out
+        return same_for_all(len(histories), self.items, self.said[self.items[:k], 0], k)
 
-    def score(self,
-        histories:Histories, # not used: the same for everyone
-        indptr:np.ndarray,   # int64 [n+1], not used
-        items:np.ndarray,    # int32 [rows] candidates
-    )->np.ndarray:           # float32 [rows, 2]
-        "How steeply any item rises."
+    def score(self, histories:Histories, indptr:np.ndarray, items:np.ndarray)->np.ndarray: # float32 [rows, 2]
+        "How steeply any item rises, whoever asks."
         return self.said[items]
