@@ -17,6 +17,7 @@ from numba import njit
 from .base import EVENT_WEIGHTS, Retrieved, top_k
 from .popularity import popularity
 from ..data.histories import EventLog, Histories
+from ..features.items import coded
 
 # %% ../../nbs/31b_candidates.category_popularity.ipynb #08043170
 def by_category(
@@ -129,8 +130,7 @@ class CategoryPopularity:
 
     def fit(self, log:EventLog, asof:int, catalog:pl.DataFrame)->"CategoryPopularity":
         "Sort every category."
-        strength, code = popularity(log, asof, self.half_life_days), catalog["category_id"].rank("dense").cast(pl.Int32) - 1
-        self.category = code.fill_null(-1).to_numpy().astype(np.int32)
+        strength, (self.category, _) = popularity(log, asof, self.half_life_days), coded(catalog["category_id"])
         self.items, self.indptr = by_category(strength, self.category)
         self.said = standing(strength, self.category, self.items, self.indptr)
         return self

@@ -24,6 +24,7 @@ from .text import TFIDF, Reader, encode, item_texts, lend_category
 from .text_nearness import widened
 from .voting import Scratch, hand_back, scratch_of
 from ..data.histories import EventLog, Histories
+from ..features.items import coded
 
 # %% ../../nbs/34b_candidates.content.ipynb #f0c27d35
 def read_catalog(
@@ -35,8 +36,7 @@ def read_catalog(
     "Every item's place among the texts."
     vectors, reader = encode(item_texts(catalog), encoder, dims, seed)
     if "category_id" not in catalog.columns: return vectors, reader
-    category = (catalog["category_id"].rank("dense").cast(pl.Int32) - 1).fill_null(-1).to_numpy()
-    return lend_category(vectors, category), reader
+    return lend_category(vectors, coded(catalog["category_id"])[0]), reader
 
 def neighbours_in_text(
     vectors:np.ndarray,  # float16 [n_items, d]
