@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reco.candidates.base import load_source, save_source
-from reco.candidates.copurchase import SCORES, CoPurchase, add_votes, regressions
+from reco.candidates.copurchase import SCORES, CoPurchase, add_votes
 from reco.candidates.pairs import basket_ids, baskets, borrowed, count_pairs, lift, probability
+from reco.candidates.regressions import regressions
 from reco.data.histories import ADDTOCART, TRANSACTION, VIEW, EventLog, Histories, epoch_ms
 
 MINUTE, DAY = 60_000, 86_400_000
