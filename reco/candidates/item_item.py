@@ -76,21 +76,13 @@ class ItemItem(Voting):
     fitted: ClassVar = ("indptr", "index", "value")
     scores: ClassVar = {"votes": "votes of the shopper's latest items for their neighbours (BM25)"}
 
-    def fit(self,
-        log:EventLog,  # events before `asof`
-        asof:int,      # ms
-        catalog:pl.DataFrame|None=None, # not used
-    )->"ItemItem":
+    def fit(self, log:EventLog, asof:int, catalog:pl.DataFrame|None=None)->"ItemItem":
         "Find the neighbours of all items."
         similar = nearest_items(user_items(log, asof, self.half_life_days), self.neighbours)
         self.indptr, self.index, self.value = similar.indptr, similar.indices.astype(np.int32), halved(similar.data)
         return self
 
-    def cast(self, # type: ignore[override] # the arrays are those of its own `room`
-        h:Histories,
-        i:int,             # request, with a past
-        votes:np.ndarray,  # float32 [n_items, 1], all zero
-    )->tuple[np.ndarray, np.ndarray]: # int32 items that got a vote; float32 their votes
+    def cast(self, h:Histories, i:int, *votes:np.ndarray)->tuple[np.ndarray, np.ndarray]: # see `Voter`
         "Let the latest items vote."
         at = slice(h.indptr[i], h.indptr[i + 1])
-        return vote(*latest_items(h.item[at], h.event[at], EVENT_WEIGHTS, self.length), self.indptr, self.index, bits_of(self.value), votes)
+        return vote(*latest_items(h.item[at], h.event[at], EVENT_WEIGHTS, self.length), self.indptr, self.index, bits_of(self.value), *votes)

@@ -48,6 +48,7 @@ def walk_twice(
 SCORES = {"last": "strength of the item at two steps from the shopper's last item",
           "latest": "the same from the latest items, the latest counting most"}
 
+# %% ../../nbs/32b_candidates.two_steps.ipynb #39eec546
 @njit(cache=True, nogil=True)
 def cast_votes(
     items, age, fade,      # the latest items, newest first, events since each one, and its vote per event since
@@ -84,11 +85,7 @@ class TwoSteps(Voting):
     fitted: ClassVar = ("indptr", "index", "value")
     scores: ClassVar = SCORES
 
-    def fit(self,
-        log:EventLog,  # events before `asof`
-        asof:int,      # ms
-        catalog:pl.DataFrame|None=None, # not used
-    )->"TwoSteps":
+    def fit(self, log:EventLog, asof:int, catalog:pl.DataFrame|None=None)->"TwoSteps":
         "Walk from every item."
         one = CoVisitation(neighbours=self.width, half_life_days=self.half_life_days, gap_ms=self.gap_ms).fit(log, asof)
         step = one.value[:, :2].astype(np.float32).mean(axis=1)
@@ -96,12 +93,8 @@ class TwoSteps(Voting):
         self.value = halved(value)
         return self
 
-    def cast(self, # type: ignore[override] # the arrays are those of its own `room`
-        h:Histories,
-        i:int,             # request, with a past
-        votes:np.ndarray,  # float32 [n_items, len(SCORES)], all zero
-    )->tuple[np.ndarray, np.ndarray]: # int32 items that got a vote; float32 by which they are proposed
+    def cast(self, h:Histories, i:int, *votes:np.ndarray)->tuple[np.ndarray, np.ndarray]: # see `Voter`
         "Let the latest items vote."
         at = slice(h.indptr[i], h.indptr[i + 1])
         items, _, age = latest_items(h.item[at], h.event[at], EVENT_WEIGHTS, self.length)
-        return cast_votes(items, age, np.float32(self.fade), self.indptr, self.index, bits_of(self.value), votes)
+        return cast_votes(items, age, np.float32(self.fade), self.indptr, self.index, bits_of(self.value), *votes)
