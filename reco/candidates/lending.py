@@ -113,6 +113,7 @@ def handed_out(
         for q in range(start[c], start[c + 1]): out[to[q]] += part[q]*room[c, 1]
     return out
 
+# %% ../../nbs/34aa_candidates.lending.ipynb #4116b8de
 @njit(cache=True, nogil=True)
 def borrowed(
     items,                  # int32 [m] item_idx
