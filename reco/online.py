@@ -83,7 +83,8 @@ def bring_in_all(
     while held.newest.waiting:
         item = held.newest.waiting[0].item_id
         held.newest.bring_in_one()
-        if (i := index.get(item)) >= 0 and held.rows is not own: held.rows[i] = own[i]
+        with held.lock: # else it would be written into rows that are just being replaced
+            if (i := index.get(item)) >= 0: held.rows[i] = own[i]
 
 def catch_up(
     held:Held,
@@ -151,7 +152,9 @@ def take_over(
     version:str,      # its name
 )->None:
     "Put rows in the place of those that are held."
+    n, own = held.bundle.items.height, held.bundle.moment.per_item
     with held.lock: # else a change that comes just now would be lost
+        rows[n:] = own[n:]
         keep_said(rows, held.bundle, held.newest.changed)
         held.rows, held.version = rows, version
 

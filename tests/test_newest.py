@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from conftest import Trained
 from starlette.testclient import TestClient
+from stores import put
 
 from app.contract import create_app
 from app.keys import SHORTEST, Keys, load_keys
@@ -21,6 +22,7 @@ from app.serve import Replica, open_intake
 from reco.bundle import ModelBundle, latest_bundle, load_bundle
 from reco.candidates.base import Retrieved
 from reco.features.store import OnlineStore, open_store
+from reco.newest import PRICE
 from reco.online import online_of
 from reco.pipeline import RecommendationRequest, UserEvent, recommend
 from reco.redis_server import disconnect
@@ -183,6 +185,22 @@ def test_a_change_that_cannot_be_kept_is_told(shop, trained, tmp_path):
     http = TestClient(create_app(made))
     said = http.put(f"/items/v1/{shown[0]}", json={"stock": 0})
     assert said.status_code == 503 and said.headers["retry-after"] == "3" and shown[0] in ids(http.get("/recommendations/v1/nobody"))
+
+
+def test_an_item_that_comes_while_rows_are_read_keeps_its_numbers(shop, monkeypatch):
+    """No version of the rows knows it, and the copy that they were read on top of was made before it came."""
+    online, read, bundle = online_of(shop.bundle, shop.store), shop.store.rows, shop.bundle
+    online.background = False
+
+    def meanwhile(bundle_id, names):
+        version, _ = shop.store.put_item("new", {"title": "lamp", "price": 12.0})
+        assert online.bring(version, "new", 1)
+        return read(bundle_id, names)
+
+    monkeypatch.setattr(shop.store, "rows", meanwhile)
+    put(shop.store, bundle.id, "noon", bundle.items["item_id"].to_list(), 1.0)
+    assert online.follow(shop.store.ask(None, bundle.id)) and online.rows[0, PRICE] == 1
+    assert online.rows[bundle.ids.get("new"), PRICE] == 12
 
 
 # ---- kept lists ------------------------------------------------------------------------------------------------------
