@@ -118,8 +118,12 @@ class NewerItems:
         except StoreError as e:
             log.error("%s; what the shop changed is not known", e)
             return False
-        if newest.version < version or newest.waiting: begin(lambda: catch_up(self.held, self.store, version), self.at_work, beside)
+        if newest.version < version or newest.waiting: self.go_on(version, beside)
         return True
+
+    def go_on(self, version:int, beside:bool)->None:
+        "Take the rest up to a change, and bring in what waits."
+        begin(lambda: catch_up(self.held, self.store, version), self.at_work, beside)
 
 # %% ../nbs/60c_online.ipynb #10606dd5
 AT_ONCE = 2_000 # rows per round trip
@@ -221,7 +225,9 @@ class Online:
         "Follow the shop up to a change of an item."
         until, bundle = time.monotonic() + seconds, self.held.bundle
         self.items.follow(version, self.background)
-        while self.newest.waiting and time.monotonic() < until: time.sleep(.002)
+        while self.newest.waiting and time.monotonic() < until:
+            self.items.go_on(version, self.background) # a thread that is just ending does not see what came last
+            time.sleep(.002)
         return (i := bundle.ids.get(item_id)) >= 0 and bool(bundle.moment.known[i])
 
 # %% ../nbs/60c_online.ipynb #63f3baf0

@@ -203,6 +203,19 @@ def test_an_item_that_comes_while_rows_are_read_keeps_its_numbers(shop, monkeypa
     assert online.rows[bundle.ids.get("new"), PRICE] == 12
 
 
+def test_an_item_that_comes_just_as_the_thread_ends_is_brought_in(shop):
+    """The thread has found nothing that waits and still counts as being at it: whoever waits for the item begins anew."""
+    online, live = online_of(shop.bundle, shop.store), []
+    version, _ = shop.store.put_item("new", {"title": "lamp"})
+    waits = threading.Thread(target=lambda: live.append(online.bring(version, "new", 10)))
+    with online.items.at_work:
+        waits.start()
+        while not online.newest.waiting: time.sleep(0.001)
+        time.sleep(0.02)
+    waits.join()
+    assert live == [True]
+
+
 # ---- kept lists ------------------------------------------------------------------------------------------------------
 
 
