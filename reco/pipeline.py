@@ -436,8 +436,9 @@ def recommend(
     question = question_of(request, bundle) if keep_s and store else ""
     told = asked.ask(request.user_id, question)
     if told.kept is not None: return unpacked(told.kept, bundle.id, asked.stages.seconds)
+    current = store is not None and told.stamp and online_of(bundle, store).is_at(told) # asked now: what comes while the list is made is not in it
     found = response(_answer(request, bundle, asked))
-    if store and told.stamp and not found.without and online_of(bundle, store).is_at(told):
+    if store and current and not found.without:
         with suppress(StoreError): store.breaker.ask(lambda: store.keep(request.user_id, bundle.id, question, told.stamp, packed(found), keep_s))
     asked.stages.done("response")
     return found

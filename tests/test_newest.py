@@ -294,6 +294,26 @@ def test_a_list_that_is_kept_under_a_stale_stamp_is_not_found(store, trained):
     assert store.ask(user, "a bundle", "home").kept is None
 
 
+def test_a_list_that_was_begun_before_newer_rows_came_is_not_kept(shop):
+    """It is made from the rows of before, and the new ones are there when it is finished: the next who asks gets a list of these."""
+    before, online = shop.bundle.moment.sources["buy_again"], lambda: online_of(shop.bundle, shop.store, background=True)
+
+    @dataclass
+    class Late(Slow):
+        def retrieve(self, histories, k: int) -> Retrieved:
+            if (held := online().held).lock.locked(): held.lock.release() # now that the list is begun the rows may come
+            until = time.monotonic() + 5
+            while held.version != "noon" and time.monotonic() < until: time.sleep(0.001)
+            return before.retrieve(histories, k)
+
+    shop.bundle, shop.deadline_s = with_source(shop.bundle, "buy_again", Late(0)), None
+    put(shop.store, shop.bundle.id, "noon", shop.bundle.items["item_id"].to_list(), 1.0)
+    online().held.lock.acquire()
+    http = TestClient(create_app(shop))
+    ask = lambda: http.get("/recommendations/v1/nobody?k=10")
+    assert [hit(ask()), hit(ask()), hit(ask())] == [False, False, True]
+
+
 # ---- deadlines -------------------------------------------------------------------------------------------------------
 
 
