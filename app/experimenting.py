@@ -13,7 +13,8 @@ import numpy as np
 
 from app.following import giving_way
 from reco.bundle import BundleError, ModelBundle, UnknownBundle
-from reco.bundle_store import NotNow, Root, bundle_at
+from reco.bundle_copies import bundle_at
+from reco.bundle_store import NotNow, Root
 from reco.challenger import challenger_name
 from reco.experiments.assignment import (
     NON_PERSONALISED,

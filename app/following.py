@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reco.bundle import BundleError, ModelBundle, load_bundle, verify
-from reco.bundle_store import BundlesOnS3, NotNow, Root, bundle_at, files_of, kept_history, ledger, lines_of
+from reco.bundle_copies import bundle_at
+from reco.bundle_store import BundlesOnS3, NotNow, Root, files_of, kept_history, lines_of, newer_ledger
 from reco.explain import explain
 from reco.features.store import OnlineStore
 from reco.pipeline import RecommendationRequest, answer
@@ -183,7 +184,7 @@ class Following:
     def _mark(self) -> tuple[int, int]|str|None: # another one after each publication, be it of the same bundle; raises `NotNow`
         if isinstance(self.root, BundlesOnS3):
             known = self.seen if isinstance(self.seen, str) else ""
-            now = ledger(self.root, unless=known)
+            now = newer_ledger(self.root, known)
             return known if now is None else now.tag
         try: there = (self.root/"current").stat()
         except OSError: return None

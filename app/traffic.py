@@ -22,7 +22,8 @@ from app.experimenting import Experimenting, experiments_of
 from app.serve import Replica
 from app.shown import Shown
 from reco.bundle import BundleError, load_bundle
-from reco.bundle_store import bundle_at, bundles_root
+from reco.bundle_copies import bundle_at
+from reco.bundle_store import bundles_root
 from reco.data.lake import Lake, LakeError, open_lake
 from reco.data.served import lists_section
 from reco.data.shoppers import appeal, reactions, requests_of

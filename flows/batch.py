@@ -28,7 +28,8 @@ DAY_S = 86_400
 def scorer(bundle: str, batch, per_item) -> Callable[[int], dict]:
     """A worker's own, from the settings of its machine."""
     from reco.batch import open_scorer
-    from reco.bundle_store import bundle_at, bundles_root
+    from reco.bundle_copies import bundle_at
+    from reco.bundle_store import bundles_root
     settings = load_settings()
     return open_scorer(settings, bundle_at(bundles_root(settings), bundle), batch, per_item)
 

@@ -21,7 +21,8 @@ from metaflow.metaflow_config import ARGO_EVENTS_WEBHOOK_URL
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
 from reco.bundle import BundleError
-from reco.bundle_store import bundle_at, bundles_in, bundles_root
+from reco.bundle_copies import bundle_at
+from reco.bundle_store import bundles_in, bundles_root
 from reco.challenger import challenger_name, kept_report
 from reco.data.lake import open_lake
 from reco.provenance import git_sha

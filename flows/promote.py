@@ -18,7 +18,8 @@ from metaflow.cards import Markdown
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
 from reco.bundle import BundleError, UnknownBundle
-from reco.bundle_store import NotNow, bundle_at, bundles_root
+from reco.bundle_copies import bundle_at
+from reco.bundle_store import NotNow, bundles_root
 from reco.challenger import challenger_name, keep_report, promote
 from reco.data.lake import LakeError, open_lake
 from reco.model_card import model_card

@@ -17,7 +17,8 @@ from metaflow.packaging_sys import ContentType
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
 from reco.bundle import BundleError
-from reco.bundle_store import bundle_at, bundles_root
+from reco.bundle_copies import bundle_at
+from reco.bundle_store import bundles_root
 from reco.challenger import PAGES, challenger_name, keep_text
 from reco.provenance import git_sha
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYOUT', 'ITEM_COLUMNS', 'FREE', 'STATE', 'BUNDLE_ID', 'BundleError', 'ModelBundle', 'features_of', 'hash_of',
            'with_free_rows', 'make_bundle', 'checksums', 'is_bundle_id', 'save_bundle', 'serving_of', 'verify',
-           'check_columns', 'load_bundle', 'UnknownBundle', 'named_bundle', 'current_name', 'latest_bundle']
+           'check_columns', 'load_bundle', 'UnknownBundle', 'is_name', 'named_bundle', 'current_name', 'latest_bundle']
 
 # %% ../nbs/60_bundle.ipynb #afa048d4
 import hashlib
@@ -253,12 +253,18 @@ def load_bundle(
 class UnknownBundle(BundleError):
     "No bundle has that name."
 
+def is_name(
+    text:str,  # anything at all
+)->bool:
+    "Whether a bundle may be called so: one directory, and not a hidden one."
+    return re.fullmatch(r"\w[\w.:-]{0,199}", text, re.ASCII) is not None
+
 def named_bundle(
     root:Path,  # folder of the bundles
     name:str,   # of a bundle's directory; anything at all
 )->Path:        # that directory
     "Find a bundle by its name; raises `UnknownBundle`."
-    if re.fullmatch(r"\w[\w.:-]{0,199}", name, re.ASCII) and (root/name/"manifest.json").is_file(): return root/name
+    if is_name(name) and (root/name/"manifest.json").is_file(): return root/name
     there = sorted((p.parent.name for p in root.glob("[!.]*/manifest.json")), reverse=True)
     raise UnknownBundle(f"there is no bundle {name[:60]!r}; the newest are: {', '.join(there[:5]) or 'none'}")
 

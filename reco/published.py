@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from .bundle import BundleError, UnknownBundle, current_name, latest_bundle, named_bundle, verify
-from .bundle_store import HISTORY, Address, BundlesOnS3, NotNow, Root, add_line, bundle_at, check_there, files_of, going, ledger, lines_of
-from .data.objects import Text
+from .bundle_copies import bundle_at
+from .bundle_store import HISTORY, Address, BundlesOnS3, NotNow, Root, add_line, check_there, files_of, going, ledger, lines_of
 
 # %% ../nbs/60ab_published.ipynb #8b09b9fa
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def history(
     root:Root,
 )->list[Publication]: # oldest first
     "All that was published; raises `NotNow` when S3 cannot be asked."
-    if isinstance(root, BundlesOnS3): return publications(lines_of(cast(Text, ledger(root)).text)) # without a tag there is one
+    if isinstance(root, BundlesOnS3): return publications(lines_of(ledger(root).text))
     if not (root/HISTORY).is_file(): return []
     return publications(lines_of((root/HISTORY).read_text(errors="replace")))
 

@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 import polars as pl
 
 from .bundle import BundleError
-from .bundle_store import Root, bundle_at, bundles_root
+from .bundle_copies import bundle_at
+from .bundle_store import Root, bundles_root
 from .challenger import challenger_name
 from .published import champion_name, history
 from .settings import Settings

@@ -14,21 +14,10 @@ from s3 import KEY, SECRET, Gate, make_bucket, moto, section
 
 from app import following
 from app.following import Following, to_serve
-from reco import bundle_store
+from reco import bundle_copies
 from reco.bundle import BundleError, UnknownBundle, checksums
-from reco.bundle_store import (
-    BundlesOnS3,
-    NotNow,
-    add_line,
-    alone_with,
-    bundle_at,
-    bundles_in,
-    drop_unused,
-    going,
-    ledger,
-    lines_of,
-    put,
-)
+from reco.bundle_copies import alone_with, bundle_at, drop_unused
+from reco.bundle_store import BundlesOnS3, NotNow, add_line, bundles_in, going, ledger, lines_of, put
 from reco.challenger import challenger_name, keep_report, kept_report, promote, set_challenger
 from reco.data.objects import listed
 from reco.published import NothingBefore, champion_name, earlier, history, publish, rollback
@@ -115,7 +104,7 @@ def test_what_is_missing_cut_short_or_too_large_is_named(at, monkeypatch):
     for name, says in (("lost", r"/lost: files are missing: \['state/price.txt'\]"), ("short", r"/short: wrong checksum: \['items.txt'\]")):
         with pytest.raises(BundleError, match=says) as caught: bundle_at(there, name)
         assert not isinstance(caught.value, NotNow)
-    monkeypatch.setattr("reco.bundle_store.shutil.disk_usage", lambda _: type("Disk", (), {"free": 10}))
+    monkeypatch.setattr("reco.bundle_copies.shutil.disk_usage", lambda _: type("Disk", (), {"free": 10}))
     with pytest.raises(NotNow, match="bytes do not fit in the folder of .bundles. cache, where 10 are free"): bundle_at(there, "large")
     monkeypatch.undo()
     assert bundle_at(there, "large").is_dir() and [p.name for p in there.cache.glob("[!.]*/")] == ["large"]
@@ -147,13 +136,13 @@ def test_a_copy_that_somebody_is_at_is_not_removed(at, monkeypatch):
     here.keep = 0
     with alone_with(here, "a"):
         before = {p.name: p.stat().st_ino for p in here.cache.glob(".lock-*")}
-        real = bundle_store.alone_with
+        real = bundle_copies.alone_with
 
         def used_meanwhile(root, name, **how):
             """Somebody asks for it between the look and the removal."""
             if name == "b": os.utime(root.cache / name)
             return real(root, name, **how)
-        monkeypatch.setattr(bundle_store, "alone_with", used_meanwhile)
+        monkeypatch.setattr(bundle_copies, "alone_with", used_meanwhile)
         assert drop_unused(here) == ["c"] and copies(here) == {"a", "b"}
     assert drop_unused(here) == ["a"] and copies(here) == {"b"} and {p.name: p.stat().st_ino for p in here.cache.glob(".lock-*")} == before # whoever waits on one is still alone with it
 
@@ -310,7 +299,7 @@ def test_a_bundle_that_cannot_be_had_now_is_tried_again(at, gate, monkeypatch):
     f.begin()
     publish(here / "b")
     with monkeypatch.context() as full:
-        full.setattr("reco.bundle_store.shutil.disk_usage", lambda _: type("Disk", (), {"free": 1}))
+        full.setattr("reco.bundle_copies.shutil.disk_usage", lambda _: type("Disk", (), {"free": 1}))
         with pytest.raises(NotNow): f.look()
     f.look()
     f.end()

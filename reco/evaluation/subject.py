@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 
 from ..bundle import ModelBundle, load_bundle
-from ..bundle_store import bundle_at, bundles_root
+from ..bundle_copies import bundle_at
+from ..bundle_store import bundles_root
 from ..candidates.base import Candidates
 from ..challenger import challenger_name
 from ..data.histories import Histories, epoch_ms, histories

@@ -13,7 +13,8 @@ from pathlib import Path
 import polars as pl
 
 from ..bundle import BundleError, ModelBundle, load_bundle
-from ..bundle_store import Root, bundle_at, files_of
+from ..bundle_copies import bundle_at
+from ..bundle_store import Root, files_of
 from ..data.histories import epoch_ms
 from ..data.shop import ShopData
 from .champion import cutoffs_in, made_with
