@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from random import uniform
 from uuid import uuid4
 
-from .bundle import BundleError, ModelBundle, UnknownBundle, is_name, named_bundle, save_bundle
+from .bundle import BundleError, ModelBundle, UnknownBundle, is_name, named_bundle, read_manifest, save_bundle, sums_in
 from .data.objects import Changed, NoObject, ObjectError, Objects, Text
 from .data.objects import honours_conditions, listed, read, remove, text_of, upload, write
 from .settings import Lake, Settings
@@ -116,14 +116,7 @@ def sums_of(
     where:str,  # for the message
 )->dict[str, str]: # file → sha256
     "The files of a bundle; raises `BundleError` for a manifest that cannot be one."
-    try: said = json.loads(text)
-    except ValueError as e: raise BundleError(f"{where}: no readable manifest.json: {e}") from e
-    if not isinstance(said, dict): raise BundleError(f"{where}: manifest.json holds no object")
-    sums = said.get("checksums")
-    if not isinstance(sums, dict) or not sums: raise BundleError(f"{where}: manifest.json lists no checksums")
-    odd = [f for f in sums if f.startswith("/") or "\\" in f or {"", ".", ".."} & set(f.split("/"))]
-    if odd: raise BundleError(f"{where}: manifest.json names files outside of the bundle: {odd[:5]}")
-    return sums
+    return sums_in(read_manifest(text, where), where)
 
 def sizes_of(
     root:BundlesOnS3,
