@@ -278,7 +278,7 @@ def verify(
     except (OSError, ValueError) as e: raise BundleError(f"{folder}: no readable manifest.json: {e}") from e
     manifest = read_manifest(text, str(folder))
     if (layout := manifest.get("layout", 1)) != LAYOUT: raise BundleError(f"{folder}: arrays of layout {layout}, this version reads {LAYOUT}: train anew")
-    check_files(folder, manifest["checksums"])
+    check_files(folder, sums_in(manifest, str(folder)))
     check_features(folder, manifest)
     return manifest
 

@@ -79,7 +79,7 @@ HARM: dict[str, tuple[Callable[[Path], object], str]] = {
     "incomplete": (lambda f: (f / "serving.json").unlink(), "files are missing: ['serving.json']"),
     "stranger": (lambda f: (f / "extra.npy").write_bytes(b"x"), "extra.npy"),
     "no-json": (lambda f: (f / "manifest.json").write_text("{"), "no readable manifest.json"),
-    "no-checksums": (lambda f: say(f, checksums=None), "checksums"),
+    "no-checksums": (lambda f: say(f, checksums=None), "manifest.json lists no checksums"),
     "a-list": (lambda f: (f / "manifest.json").write_text("[]"), "holds no object"),
     "other-features": (lambda f: say(f, features_hash="0" * 12), "made for other features"),
     "no-price": (without_price, "items.parquet has the columns"),
