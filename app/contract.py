@@ -36,8 +36,8 @@ from reco.data.histories import epoch_ms
 from reco.data.intake import NotTaken
 from reco.data.stream import BusError
 from reco.features.store import StoreError
-from reco.pipeline import RecommendationRequest, RecommendationResponse, RequestError, UserEvent
 from reco.published import NothingBefore, Publication
+from reco.request import RecommendationRequest, RecommendationResponse, RequestError, UserEvent
 
 log = logging.getLogger("reco.serve")
 MAX_K, MAX_ID = 100, 512       # items in one answer; characters of an id (longer ones are a caller's mistake)

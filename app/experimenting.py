@@ -30,7 +30,7 @@ from reco.experiments.assignment import (
     served_by,
 )
 from reco.experiments.interleaving import FIRST, NOBODY, SECOND, interleaved
-from reco.pipeline import RecommendationRequest, RecommendationResponse
+from reco.request import RecommendationRequest, RecommendationResponse
 from reco.settings import Settings
 from reco.variants import Changes, varied
 

@@ -13,9 +13,10 @@ from reco.bundle_copies import bundle_at
 from reco.bundle_store import BundlesOnS3, NotNow, Root, files_of, kept_history, lines_of, newer_ledger
 from reco.explain import explain
 from reco.features.store import OnlineStore
-from reco.pipeline import RecommendationRequest, answer
+from reco.pipeline import answer
 from reco.published import Publication, champion_name, earlier_of, publications, publish, rollback, standing
 from reco.redis_server import StoreError
+from reco.request import RecommendationRequest
 from reco.schemas import SURFACES
 
 log = logging.getLogger("reco.serve")

@@ -7,7 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reco.pipeline import STAGES, RecommendationResponse
+from reco.request import RecommendationResponse
+from reco.stages import STAGES
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # of prometheus_client: where several processes write their figures
 SECONDS = (.0005, .001, .002, .003, .005, .0075, .01, .02, .05, .1, .25, .5, 1, 2.5)

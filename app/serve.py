@@ -43,9 +43,10 @@ from reco.explain import Explanation, explain, in_words, titles_of
 from reco.features.arrivals import arrivals
 from reco.features.store import OnlineStore, StoreError, open_store, wait_until_ready
 from reco.online import online_of
-from reco.pipeline import RecommendationRequest, RecommendationResponse, answer, recommend, response
+from reco.pipeline import answer, recommend, response
 from reco.published import Publication
 from reco.redis_server import asking
+from reco.request import RecommendationRequest, RecommendationResponse
 from reco.schemas import EVENTS
 from reco.settings import Settings, SettingsError, find_settings, load_settings
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from reco.data.bus import open_producer
 from reco.data.served import ServeLog, lists_section
 from reco.features.store import open_store
-from reco.pipeline import RecommendationRequest, RecommendationResponse
+from reco.request import RecommendationRequest, RecommendationResponse
 from reco.settings import Settings
 
 CALL_S, ROOM_S = 2, 0.5  # the thread that sends waits so long for an answer of the bus, and for room on it

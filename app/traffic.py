@@ -31,8 +31,8 @@ from reco.data.stream import BusError
 from reco.experiments.assignment import ExperimentError
 from reco.features.store import StoreError, wait_until_ready
 from reco.online import online_of
-from reco.pipeline import RecommendationRequest
 from reco.published import champion_name
+from reco.request import RecommendationRequest
 from reco.settings import Settings, SettingsError, load_settings
 
 MARK = "traffic"          # in front of the names of its lists

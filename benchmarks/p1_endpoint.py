@@ -49,7 +49,8 @@ from reco.candidates.base import CandidateSource
 from reco.data.served import lists_section
 from reco.features.store import OnlineStore, Past
 from reco.moment import ranker_rows
-from reco.pipeline import RecommendationRequest, UserEvent, recommend, request_history
+from reco.pipeline import recommend
+from reco.request import RecommendationRequest, UserEvent, request_history
 from reco.schemas import EVENTS
 
 CONNECTIONS = 1, 8, 32

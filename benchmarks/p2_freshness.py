@@ -23,7 +23,8 @@ from benchmarks.endpoint import Made, NotServed, path_of, reported, running, sho
 from reco.bundle import ModelBundle, load_bundle
 from reco.features.items import ITEM_FEATURES
 from reco.features.store import OnlineStore
-from reco.pipeline import RecommendationRequest, UserEvent, recommend
+from reco.pipeline import recommend
+from reco.request import RecommendationRequest, UserEvent
 
 K, TRIES = 10, 20  # lists asked for after an event, at most
 

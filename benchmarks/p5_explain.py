@@ -20,10 +20,11 @@ from benchmarks.pipeline import measure
 from reco.bundle import ModelBundle, load_bundle
 from reco.explain import explain
 from reco.features.store import OnlineStore
-from reco.pipeline import Answer, RecommendationRequest, answer
+from reco.pipeline import Answer, answer
 from reco.ranking.contributions import contributions, walk_of
 from reco.ranking.lambdamart import Ranker
 from reco.ranking.shapley import shapley
+from reco.request import RecommendationRequest
 from reco.settings import Ranking, load_settings
 
 K = 10

@@ -17,9 +17,10 @@ from reco.data.shop import index_shop
 from reco.data.simulator import simulate
 from reco.features.store import Past, open_store
 from reco.moment import ranker_rows
-from reco.pipeline import RecommendationRequest, UserEvent, recommend, request_history
+from reco.pipeline import recommend
 from reco.ranking.lambdamart import Ranker
 from reco.ranking.training import cutoffs_of, train_ranker
+from reco.request import RecommendationRequest, UserEvent, request_history
 from reco.schemas import EVENTS
 from reco.settings import Settings, load_settings
 

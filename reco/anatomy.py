@@ -13,7 +13,8 @@ import numpy as np
 from .bundle import ModelBundle
 from .explain import Explanation, explain, places_of
 from .features.store import OnlineStore
-from .pipeline import Answer, RecommendationRequest, answer, apart_from, proposals
+from .pipeline import Answer, answer, proposals
+from .request import RecommendationRequest, apart_from
 from .reranking.filters import bind, parse_filter
 from .reranking.lists import MOVES, Shown, rerank
 from .reranking.rules import FATES

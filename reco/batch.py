@@ -28,10 +28,12 @@ from .data.lake import Lake, open_lake
 from .data.storage import opened
 from .data.upkeep import remove
 from .ids import IdMap
+from .lists import Lists, make_lists
 from .materialize import PAST, item_rows
 from .moment import ranker_rows
-from .pipeline import Lists, left_over, make_lists, pins_for
+from .request import pins_for
 from .schemas import TS, Dtype
+from .scoring import left_over
 from .settings import Settings
 
 # %% ../nbs/64_batch.ipynb #e1244d4d

@@ -17,8 +17,8 @@ from .batch import read_lists
 from .data.lake import Lake
 from .features.pasts import PastKeys
 from .features.store import OnlineStore
-from .pipeline import ScoredItem
 from .redis_server import StoreError, asking
+from .request import ScoredItem
 
 # %% ../nbs/64a_batch_store.ipynb #f4621225
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from app.serve import Replica
 from app.shown import Shown
 from reco.bundle import BundleError, ModelBundle, latest_bundle
 from reco.features.store import OnlineStore, open_store
-from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem, recommend
+from reco.pipeline import recommend
+from reco.request import RecommendationRequest, RecommendationResponse, ScoredItem
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,9 @@ from reco.data.upkeep import erase
 from reco.features.items import ITEM_FEATURES
 from reco.features.store import StoreError, open_store
 from reco.materialize import item_rows, materialize_rows, version_of
-from reco.pipeline import RecommendationRequest, recommend
+from reco.pipeline import recommend
 from reco.published import publish
+from reco.request import RecommendationRequest
 from reco.reranking.rulebook import RuleBook
 from reco.settings import Settings
 

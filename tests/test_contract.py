@@ -23,7 +23,8 @@ from app.meter import FOLDER
 from app.serve import Replica
 from reco.bundle import ModelBundle
 from reco.features.store import OnlineStore, open_store
-from reco.pipeline import RecommendationRequest, UserEvent, recommend
+from reco.pipeline import recommend
+from reco.request import RecommendationRequest, UserEvent
 from reco.settings import Serving, Settings
 
 CLIENT, ADMIN = "client-" + "c" * SHORTEST, "admin-" + "a" * SHORTEST

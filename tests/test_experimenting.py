@@ -23,9 +23,10 @@ from reco.data.lake import open_lake
 from reco.experiments.assignment import Assigner, ExperimentError, label, read_experiments
 from reco.experiments.interleaving import coins
 from reco.features.store import open_store
-from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem, recommend
+from reco.pipeline import recommend
 from reco.published import publish
 from reco.redis_server import disconnect
+from reco.request import RecommendationRequest, RecommendationResponse, ScoredItem
 from reco.settings import ExperimentSettings, Settings
 from reco.variants import family, varied
 

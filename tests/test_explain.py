@@ -17,8 +17,9 @@ from reco.candidates.base import Retrieved
 from reco.data.histories import VIEW, Histories, epoch_ms
 from reco.data.shop import index_shop
 from reco.explain import ENGLISH, Facts, Reason, explain, in_words, loudness, named, one_by_one, titles_of
-from reco.pipeline import RecommendationRequest, UserEvent, answer, recommend, response
+from reco.pipeline import answer, recommend, response
 from reco.ranking.contributions import contributions, walk_of
+from reco.request import RecommendationRequest, UserEvent
 from reco.reranking.rulebook import Pin, RuleBook
 from reco.schemas import SURFACES
 

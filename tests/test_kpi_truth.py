@@ -18,8 +18,8 @@ from reco.data.served import lists_section
 from reco.features.store import open_store
 from reco.monitoring.credit import outcomes_of
 from reco.monitoring.kpis import kpi_table
-from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem
 from reco.redis_server import disconnect
+from reco.request import RecommendationRequest, RecommendationResponse, ScoredItem
 from reco.schemas import EXPOSURES, INTERACTIONS, conform
 from reco.settings import load_settings
 

@@ -17,7 +17,8 @@ from reco.bundle import latest_bundle, load_bundle
 from reco.data.histories import epoch_ms
 from reco.features.store import StoreDown, open_store
 from reco.materialize import fill_pasts, item_rows, materialize_pasts, materialized, version_of
-from reco.pipeline import RecommendationRequest, recommend
+from reco.pipeline import recommend
+from reco.request import RecommendationRequest
 from reco.settings import Settings
 
 

@@ -22,8 +22,9 @@ from reco.data.lake import Lake
 from reco.data.profile import described
 from reco.monitoring.history import claim, keep_file, last_asked, read_file, retrains, settle
 from reco.monitoring.skew import pasts_of
-from reco.pipeline import RecommendationRequest, UserEvent, recommend
+from reco.pipeline import recommend
 from reco.published import champion_name, publish
+from reco.request import RecommendationRequest, UserEvent
 from reco.schemas import EXPOSURES, conform
 
 SOFT = "[gates]\nrequests = 10\nbuyers = 20\np50_ms = 5000\np99_ms = 20000\ntry_seconds = 200\n" + "".join(

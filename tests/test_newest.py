@@ -24,8 +24,9 @@ from reco.candidates.base import Retrieved
 from reco.features.store import OnlineStore, open_store
 from reco.newest import PRICE
 from reco.online import online_of
-from reco.pipeline import RecommendationRequest, UserEvent, recommend
+from reco.pipeline import recommend
 from reco.redis_server import disconnect
+from reco.request import RecommendationRequest, UserEvent
 from reco.settings import Online, Serving, Settings
 
 

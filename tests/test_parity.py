@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-import reco.pipeline
+import reco.scoring
 from reco.bundle import load_bundle, make_bundle, save_bundle
 from reco.data.histories import epoch_ms, histories
 from reco.data.shop import index_shop
@@ -15,7 +15,8 @@ from reco.data.split import requests_at, thin, who_and_when
 from reco.features.store import Past, open_store
 from reco.materialize import item_rows
 from reco.moment import fit_moment, ranker_rows
-from reco.pipeline import RecommendationRequest, UserEvent, recommend
+from reco.pipeline import recommend
+from reco.request import RecommendationRequest, UserEvent, request_history
 
 PAIRS = 200
 
@@ -58,7 +59,7 @@ def test_offline_rows_equal_online_rows(trained, served, filled, monkeypatch):
     h = histories(trained.shop.log, user, asof, trained.settings.train.max_history, moment.known)
     c, rows = ranker_rows(moment, h)
     seen, compared = [], 0
-    monkeypatch.setattr(reco.pipeline, "ranker_rows", lambda *a: seen.append(ranker_rows(*a)) or seen[-1])
+    monkeypatch.setattr(reco.scoring, "ranker_rows", lambda *a: seen.append(ranker_rows(*a)) or seen[-1])
     for i in range(PAIRS):
         who = trained.shop.users.external(user[i : i + 1])[0]
         now = datetime.fromtimestamp(asof[i] / 1000, UTC)
@@ -109,7 +110,7 @@ def test_a_lost_event_would_be_noticed(trained, served, filled):
         who = trained.shop.users.external(np.array([user]))[0]
         events = fresh(trained, who, asof)
         if len(events) < 2: continue
-        h = [reco.pipeline.request_history(RecommendationRequest(who, 10, asof, e), served, Past.of(filled.events(who))) for e in (events, events[:-1])]
+        h = [request_history(RecommendationRequest(who, 10, asof, e), served, Past.of(filled.events(who))) for e in (events, events[:-1])]
         rows = [ranker_rows(served.moment, x)[1] for x in h]
         assert rows[0].shape != rows[1].shape or not np.array_equal(*rows, equal_nan=True)
         return

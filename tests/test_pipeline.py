@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from reco.bundle import BundleError, latest_bundle, load_bundle, save_bundle
 from reco.evaluation.backtest import backtest, judged_requests
-from reco.pipeline import RecommendationRequest, UserEvent, recommend
+from reco.pipeline import recommend
 from reco.published import publish
+from reco.request import RecommendationRequest, UserEvent
 
 
 def ask(bundle, user="user_1", k=10, events=(), now=END, store=None):

@@ -7,7 +7,8 @@ import polars as pl
 from conftest import END
 
 from reco.features.store import NOTHING
-from reco.pipeline import RecommendationRequest, UserEvent, recommend, request_history
+from reco.pipeline import recommend
+from reco.request import RecommendationRequest, UserEvent, request_history
 
 
 def test_a_planted_taste_gets_its_categories(trained, bundle, store):

@@ -31,10 +31,12 @@ from reco.monitoring.drift import DRIFT
 from reco.monitoring.facts import Stretch, facts, figures
 from reco.monitoring.kpis import KPIS
 from reco.monitoring.skew import AGAIN, WHY_NOT, Compared, skew_figures
-from reco.pipeline import STAGES, RecommendationRequest, answer, response
+from reco.pipeline import answer, response
+from reco.request import RecommendationRequest
 from reco.reranking.rulebook import SURFACES
 from reco.reranking.rules import FATES
 from reco.settings import Serving, Settings
+from reco.stages import STAGES
 
 ROOT = DEPLOYED.parents[1]
 README = (DEPLOYED / "README.md").read_text()

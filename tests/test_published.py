@@ -282,7 +282,8 @@ def test_a_repaired_bundle_is_taken_when_it_is_published_again(three, root, repl
 
 def test_the_same_bundle_loaded_twice_answers_the_same(three, root, store, trained):
     from reco.bundle import load_bundle
-    from reco.pipeline import RecommendationRequest, recommend
+    from reco.pipeline import recommend
+    from reco.request import RecommendationRequest
     one, two = (load_bundle(root / three[1][0]) for _ in range(2))
     for user in [*trained.shop.users.ids.sample(40, seed=2), None]:
         request = RecommendationRequest(user, 20)

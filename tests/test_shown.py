@@ -24,8 +24,8 @@ from reco.data.served import EVERY_S, SERVED, lists_section
 from reco.data.stream import BusError, Malformed, single_object_codec
 from reco.features.store import open_store
 from reco.monitoring.credit import outcomes_of
-from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem
 from reco.redis_server import connect, disconnect, wait_until_ready
+from reco.request import RecommendationRequest, RecommendationResponse, ScoredItem
 from reco.schemas import EXPOSURES, conform
 from reco.settings import Online, Served, Settings
 
@@ -145,7 +145,7 @@ NOTING = """
 import itertools, sys, time
 from pathlib import Path
 from app.shown import Shown, open_log
-from reco.pipeline import RecommendationRequest, RecommendationResponse, ScoredItem
+from reco.request import RecommendationRequest, RecommendationResponse, ScoredItem
 from reco.settings import Settings
 log = open_log(Settings(root=Path(sys.argv[1])), lambda n: None)
 for n in itertools.count():

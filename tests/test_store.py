@@ -29,8 +29,9 @@ from reco.features.pasts import SLACK, PastEvent
 from reco.features.rows import GRACE_S
 from reco.features.store import OnlineStore, Past, StoreDown, StoreError, history_of_request, open_store
 from reco.ids import IdMap
-from reco.pipeline import RecommendationRequest, recommend
+from reco.pipeline import recommend
 from reco.redis_server import listens, socket_path
+from reco.request import RecommendationRequest
 from reco.schemas import EVENTS
 from reco.settings import Online, Settings, Train
 

@@ -9,7 +9,8 @@ from reco.bundle import ModelBundle, load_bundle, named_bundle
 from reco.challenger import challenger_name
 from reco.data.lake import Lake
 from reco.moment import make_sources
-from reco.pipeline import RecommendationRequest, recommend
+from reco.pipeline import recommend
+from reco.request import RecommendationRequest
 from reco.settings import Quota, Settings
 
 SETTINGS = "[train]\nhorizon_days = 7\nholdout_days = 7\ncutoffs = 2\nmax_requests = 200\n[ranking]\ntrees = 10\n"

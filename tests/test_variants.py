@@ -7,7 +7,8 @@ from reco.bundle import load_bundle, make_bundle, save_bundle
 from reco.data.histories import epoch_ms
 from reco.features.live import LiveItem
 from reco.newest import Newest
-from reco.pipeline import RecommendationRequest, question_of, recommend
+from reco.pipeline import question_of, recommend
+from reco.request import RecommendationRequest
 from reco.reranking.lists import Strengths
 from reco.settings import Bundles, Explore, Rerank
 from reco.variants import family, members, strengths_with, varied

@@ -14,7 +14,8 @@ from conftest import END
 from reco.bundle import ModelBundle, make_bundle
 from reco.data.histories import epoch_ms
 from reco.data.shop import index_shop
-from reco.pipeline import RecommendationRequest, RecommendationResponse, UserEvent, recommend
+from reco.pipeline import recommend
+from reco.request import RecommendationRequest, RecommendationResponse, UserEvent
 from reco.reranking.rulebook import RuleBook
 from reco.schemas import SURFACES
 

@@ -16,8 +16,8 @@ from ..data.histories import Histories, epoch_ms, histories
 from ..data.shop import ShopData
 from ..data.split import Cutoffs, requests_at, thin, who_and_when
 from .metrics import average_precision, coverage, gini, hits, ndcg, recall, relevant, wanted
+from ..lists import make_lists
 from ..moment import Moment, fit_moment, ranker_rows
-from ..pipeline import make_lists
 from ..ranking.examples import Outcomes, outcomes
 from ..ranking.lambdamart import Ranker
 from ..reranking.kept import keep_at, reranker_of

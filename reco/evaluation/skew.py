@@ -25,8 +25,9 @@ from ..data.shop import ShopData
 from ..data.split import requests_at, thin, who_and_when
 from ..features.store import OnlineStore, open_store
 from ..moment import Moment, fit_moment, ranker_rows
-from ..pipeline import RecommendationRequest, UserEvent, answer
+from ..pipeline import answer
 from ..ranking.surfaces import context_of, context_rows
+from ..request import RecommendationRequest, UserEvent
 from ..schemas import SURFACES
 from ..settings import Settings, Train
 

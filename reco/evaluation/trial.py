@@ -23,7 +23,8 @@ import polars as pl
 import reco
 from ..bundle import ModelBundle, load_bundle
 from ..data.histories import epoch_ms
-from ..pipeline import RecommendationRequest, UserEvent, recommend
+from ..pipeline import recommend
+from ..request import RecommendationRequest, UserEvent
 from ..schemas import SURFACES
 
 # %% ../../nbs/79_evaluation.trial.ipynb #90eb8921

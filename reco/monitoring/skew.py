@@ -19,9 +19,10 @@ from ..bundle import ModelBundle
 from ..data.histories import epoch_ms
 from ..features.items import catalog_asof
 from ..materialize import item_rows
-from ..schemas import Dtype
 from .facts import Stretch
-from ..pipeline import Answer, RecommendationRequest, UserEvent, answer
+from ..pipeline import Answer, answer
+from ..request import RecommendationRequest, UserEvent
+from ..schemas import Dtype
 
 # %% ../../nbs/82c_monitoring.skew.ipynb #da42509d
 WHY_NOT = {"bundle": "another bundle answered", "variant": "an experiment's variant answered",
