@@ -39,12 +39,13 @@ from reco.data.served import ServeLog
 from reco.data.storage import LakeError
 from reco.data.stream import BusError
 from reco.experiments.assignment import ExperimentError
-from reco.explain import Explanation, explain, in_words, titles_of
+from reco.explain import Explanation, explain
 from reco.features.arrivals import arrivals
 from reco.features.store import OnlineStore, StoreError, open_store, wait_until_ready
 from reco.online import online_of
 from reco.pipeline import answer, recommend, response
 from reco.published import Publication
+from reco.reasons import in_words, titles_of
 from reco.redis_server import asking
 from reco.request import RecommendationRequest, RecommendationResponse
 from reco.schemas import EVENTS

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .bundle import ModelBundle
-from .explain import Explanation, explain, places_of
+from .explain import Explanation, explain
 from .features.store import OnlineStore
 from .pipeline import Answer, answer, proposals
+from .reasons import places_of
 from .request import RecommendationRequest, apart_from
 from .reranking.filters import bind, parse_filter
 from .reranking.lists import MOVES, Shown, rerank

@@ -16,12 +16,14 @@ from reco.bundle import latest_bundle, load_bundle, make_bundle
 from reco.candidates.base import Retrieved
 from reco.data.histories import VIEW, Histories, epoch_ms
 from reco.data.shop import index_shop
-from reco.explain import ENGLISH, Facts, Reason, explain, in_words, loudness, named, one_by_one, titles_of
+from reco.explain import explain
 from reco.pipeline import answer, recommend, response
 from reco.ranking.contributions import contributions, walk_of
+from reco.reasons import ENGLISH, Facts, Reason, in_words, named, titles_of
 from reco.request import RecommendationRequest, UserEvent
 from reco.reranking.rulebook import Pin, RuleBook
 from reco.schemas import SURFACES
+from reco.voices import loudness, one_by_one
 
 ABOUT_THE_ITEM = {"popular", "popular_in", "trend", "trend_in", "new", "new_in", "reduced", "habits", "catalogue"}
 EVENTS = ["click", "view", "addtocart", "transaction"]
