@@ -39,7 +39,7 @@ from reco.ranking.search import (  # noqa: E402
     with_values,
 )
 from reco.tracked_search import log_search, log_trial  # noqa: E402
-from reco.tracking import TrackingError, connect  # noqa: E402
+from reco.tracker import TrackingError, connect  # noqa: E402
 
 OUT = SETTINGS.path(SETTINGS.search.out)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from .tracking import Tracker, asked, flat, found_run, log_files, plain, write_new
+from .tracker import Tracker, asked
+from .tracking import flat, found_run, log_files, plain, write_new
 
 if TYPE_CHECKING: # as in `tracking`
     from matplotlib.figure import Figure

@@ -33,14 +33,10 @@ from reco.plots import ndcg_figure
 from reco.published import publish, rollback
 from reco.settings import Lake, Project, Settings, Tracking
 from reco.tracked_search import log_search, log_trial
+from reco.tracker import TrackingError, artifact_root, bundle_uri, connect, environment, tracking_uri, without_password
 from reco.tracking import (
-    TrackingError,
-    artifact_root,
-    bundle_uri,
-    connect,
     copies_whole,
     cut,
-    environment,
     flat,
     log_training,
     metrics_of,
@@ -49,9 +45,7 @@ from reco.tracking import (
     run_key,
     tags_of,
     told,
-    tracking_uri,
     version_of,
-    without_password,
 )
 
 METRICS = [{"slice": s, "system": x, "requests": 90, "NDCG@10": .3, "low": .2, "high": .4, "first_ahead": None if x == "pipeline" else .9, "Gini@10": .8}

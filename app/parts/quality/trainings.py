@@ -25,12 +25,13 @@ def moment(
 
 def of_mlflow() -> tuple[pl.DataFrame, str]: # COLUMNS, oldest first; and what went wrong, empty when nothing did
     "The trainings that MLflow has."
-    from reco.tracking import model_name, tracking_uri
+    from reco.tracker import model_name, tracking_uri
     return _of_mlflow(tracking_uri(settings()), model_name(settings().project.name))
 
 @st.cache_data(ttl=KEPT_S, show_spinner="Asking MLflow …")
 def _of_mlflow(uri: str, name: str) -> tuple[pl.DataFrame, str]:
-    from reco.tracking import TrackingError, asked, begun, environment, without_password
+    from reco.tracker import TrackingError, asked, environment, without_password
+    from reco.tracking import begun
     empty = pl.DataFrame(schema=COLUMNS)
     if not begun(settings()): return empty, ""
     for variable, value in environment(settings()).items(): os.environ.setdefault(variable, value)
