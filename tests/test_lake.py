@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from deltalake.exceptions import CommitFailedError
 
+from reco.data import fresh
 from reco.data import lake as lake_module
 from reco.data.lake import Lake, LakeError, views
 from reco.data.storage import ROWS, commit, opened, parts, write_part
@@ -319,7 +320,7 @@ def test_several_writers_of_overlapping_batches_add_each_key_once(tmp_path):
 @pytest.mark.parametrize("slices", [1, 7])
 def test_a_lazy_batch_is_written_like_a_frame(tmp_path, monkeypatch, slices):
     batch = log(range(60))
-    monkeypatch.setattr(lake_module, "KEYS_AT_A_TIME", -(-60 // slices))
+    monkeypatch.setattr(fresh, "KEYS_AT_A_TIME", -(-60 // slices))
     monkeypatch.setattr(lake_module, "HELD_ROWS", 7)
     batch.write_parquet(tmp_path / "batch.parquet")
     lake = Lake(tmp_path / "lake")

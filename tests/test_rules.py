@@ -278,7 +278,7 @@ def test_a_catalogue_from_before_brands_is_read_and_written(tmp_path, monkeypatc
     old = {c: t for c, t in CATALOG.columns.items() if c != "brand"}
     row = {"item_id": "a", "valid_from": datetime(2026, 5, 1, tzinfo=UTC), "title": "Lamp"}
     key, lake = ["item_id", "valid_from"], Lake(str(tmp_path / "lake"))
-    monkeypatch.setattr("reco.data.lake.SCHEMAS", {})
+    monkeypatch.setattr("reco.data.stored.SCHEMAS", {})
     lake.write("catalog", conform(pl.DataFrame([row]), CATALOG).select(*old), key=key)
     monkeypatch.undo()
     assert lake.read("catalog").collect().equals(conform(pl.DataFrame([row]), CATALOG))

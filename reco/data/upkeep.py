@@ -17,7 +17,8 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 from pyarrow.fs import FileInfo, FileSelector
 
-from .lake import Lake, digest
+from .erased import digest
+from .lake import Lake
 from .storage import FILES, OLDEST, ROWS, LakeError, commit, dropped, opened, parts, scan_parts, table_at, without, write_part
 from ..schemas import Dtype
 from ..settings import Lake as LakeSection
