@@ -35,7 +35,7 @@ from reco.candidates.content import Content
 from reco.candidates.newcomers import ready_to_read
 from reco.data.bus import open_codec, open_producer
 from reco.data.intake import Intake
-from reco.data.served import ServeLog
+from reco.data.serve_log import ServeLog
 from reco.data.storage import LakeError
 from reco.data.stream import BusError
 from reco.experiments.assignment import ExperimentError

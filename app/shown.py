@@ -1,9 +1,10 @@
-"""The serve log of a replica: what was asked and answered, on its way to the bus. `reco.data.served` says what is promised."""
+"""The serve log of a replica: what was asked and answered, on its way to the bus. `reco.data.serve_log` says what is promised."""
 from collections.abc import Callable
 from typing import NamedTuple
 
 from reco.data.bus import open_producer
-from reco.data.served import ServeLog, lists_section
+from reco.data.serve_log import ServeLog
+from reco.data.served import lists_section
 from reco.features.store import open_store
 from reco.request import RecommendationRequest, RecommendationResponse
 from reco.settings import Settings

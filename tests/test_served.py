@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reco.data.lake import Lake
-from reco.data.served import CHANCES, EXPOSURES_KEY, SERVED, ServeLog, exposures_of, hold_lists, list_id, lists_frame
+from reco.data.serve_log import CHANCES, ServeLog
+from reco.data.served import EXPOSURES_KEY, SERVED, exposures_of, hold_lists, list_id, lists_frame
 from reco.data.stream import BusError
 from reco.monitoring.credit import shown_once
 from reco.schemas import EXPOSURES, conform
@@ -194,7 +195,7 @@ class Odd(Bus):
 
 
 def test_the_thread_lives_on_whatever_is_raised(monkeypatch, caplog):
-    monkeypatch.setattr("reco.data.served.PAUSE_S", 0.01)
+    monkeypatch.setattr("reco.data.serve_log.PAUSE_S", 0.01)
     bus, lost = Odd(CHANCES - 1), []
     log = ServeLog(bus, dict, lost.append)
     for n in range(50): log.note(a_list(str(n)))
@@ -206,7 +207,7 @@ def test_the_thread_lives_on_whatever_is_raised(monkeypatch, caplog):
 
 
 def test_a_list_that_no_bus_takes_holds_up_the_others_for_a_while_only(monkeypatch, caplog):
-    monkeypatch.setattr("reco.data.served.PAUSE_S", 0.01)
+    monkeypatch.setattr("reco.data.serve_log.PAUSE_S", 0.01)
     bus, lost = Odd(0, ("7", "31")), []
     log = ServeLog(bus, dict, lost.append)
     for n in range(50): log.note(a_list(str(n)))

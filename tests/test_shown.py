@@ -20,7 +20,8 @@ from app.shown import Shown, as_list, open_log
 from reco.data.bus import open_consumer
 from reco.data.lake import open_lake
 from reco.data.letters import forget_letters
-from reco.data.served import EVERY_S, SERVED, lists_section
+from reco.data.serve_log import EVERY_S
+from reco.data.served import SERVED, lists_section
 from reco.data.stream import BusError, Malformed, single_object_codec
 from reco.features.store import open_store
 from reco.monitoring.credit import outcomes_of
