@@ -8,7 +8,8 @@ __all__ = ['LOG', 'REBALANCING', 'kafka_config', 'KafkaProducer', 'KafkaConsumer
 # %% ../../nbs/15b_data.kafka_bus.ipynb #f5b85f21
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import Consumer as KafkaClient
@@ -32,13 +33,6 @@ def _kafka(
         for v in sorted((str(v) for v in config.values() if len(str(v)) > 3), key=len, reverse=True): reason = reason.replace(v, "…")
         raise BusError(f"Kafka settings: {reason} (given: {', '.join(sorted(config))})") from None
 
-# %% ../../nbs/15b_data.kafka_bus.ipynb #d9d5e5c0
-def _kafka_error(
-    error:KafkaException,
-)->BusError:
-    "Kafka's own words."
-    return BusError(f"Kafka: {error.args[0].str() if isinstance(error.args[0], KafkaError) else error}")
-
 # %% ../../nbs/15b_data.kafka_bus.ipynb #261f800c
 def kafka_config(
     section:Stream,
@@ -50,53 +44,132 @@ def kafka_config(
     brokers = section.bus.get_secret_value().removeprefix("kafka://").rstrip("/")
     return {"bootstrap.servers": brokers} | {key: value for key,_,value in pairs}
 
+# %% ../../nbs/15b_data.kafka_bus.ipynb #82601dd2
+@contextmanager
+def _in_its_words()->Iterator[None]:
+    "Turn what Kafka refuses into `BusError`."
+    try: yield
+    except KafkaException as e: raise BusError(f"Kafka: {e.args[0].str() if isinstance(e.args[0], KafkaError) else e}") from e
+
+# %% ../../nbs/15b_data.kafka_bus.ipynb #66e5f858
+def _hand_over(
+    client:Any,                      # librdkafka's producer
+    topic:str,
+    records:Sequence[Record],
+    headers:Sequence[dict[str, bytes]],                  # of each record, or none at all
+    delivered:Callable[[KafkaError|None, object], None], # called by `poll` and `flush` when it is known what became of one
+    until:float,                     # monotonic seconds, to wait for room
+)->None:
+    "Put records into librdkafka's queue; raises `BufferError` when there is no room in time."
+    for n,r in enumerate(records):
+        while True:
+            try: client.produce(topic, r.data, r.key, on_delivery=delivered, headers=headers[n] if headers else None)
+            except BufferError: # the queue is full: wait for the broker
+                if time.monotonic() > until: raise
+                client.poll(0.1)
+            else: break
+
 # %% ../../nbs/15b_data.kafka_bus.ipynb #dc3fe96f
+class _Failures:
+    "Records that were not taken."
+    def __init__(self, topic:str): self.topic, self.said = topic, list[str]()
+
+    def note(self, error:KafkaError|None, _message:object)->None: # called by `poll` and `flush`, once per record
+        if error: self.said.append(error.str())
+
+    def tell(self)->None:
+        "Each once; raises `BusError` when there are any."
+        said, self.said = self.said, []
+        if said: raise BusError(f"Kafka topic {self.topic!r}: {len(said)} events were not taken, first: {said[0]}")
+
+# %% ../../nbs/15b_data.kafka_bus.ipynb #98c6f3eb
 class KafkaProducer(Producer):
-    "Records into a Kafka topic; raises `BusError` for settings that librdkafka does not take."
+    "Records into a Kafka topic; raises `BusError`, also for settings that librdkafka does not take."
     def __init__(self,
         config:dict[str,str],  # from `kafka_config`
         topic:str,
         wait_s:float=60,       # a record that no broker takes for so long is an error
     ):
-        more = {"enable.idempotence": True, "acks": "all", "linger.ms": 5, "compression.type": "lz4",
-                "delivery.timeout.ms": int(1000*wait_s)}
-        self.topic, self.wait_s = topic, wait_s
-        self.failed:list[str] = []
+        more = {"enable.idempotence": True, "acks": "all", "linger.ms": 5, "compression.type": "lz4", "delivery.timeout.ms": int(1000*wait_s)}
+        self.topic, self.wait_s, self.failures = topic, wait_s, _Failures(topic)
         self.client:Any = _kafka(KafkaSender, more | config)
 
-    def _delivered(self, error:KafkaError|None, _message:object)->None: # called by `poll` and `flush`
-        if error: self.failed.append(error.str())
-
-    def _raise_failed(self)->None: # raises `BusError` when a record was not taken
-        failed, self.failed = self.failed, []
-        if failed: raise BusError(f"Kafka topic {self.topic!r}: {len(failed)} events were not taken, first: {failed[0]}")
-
-    def send(self, records:Sequence[Record], headers:Sequence[dict[str,bytes]]=())->None: # raises `BusError`
+    def send(self, records:Sequence[Record], headers:Sequence[dict[str,bytes]]=())->None:
         until = time.monotonic() + self.wait_s
-        for n,r in enumerate(records):
-            while True:
-                try: self.client.produce(self.topic, r.data, r.key, on_delivery=self._delivered,
-                                         headers=headers[n] if headers else None)
-                except BufferError: # librdkafka's queue is full: wait for the broker
-                    if time.monotonic() > until: raise BusError(f"Kafka topic {self.topic!r}: no room in {self.wait_s:g} s") from None
-                    self.client.poll(0.1)
-                else: break
+        try: _hand_over(self.client, self.topic, records, headers, self.failures.note, until)
+        except BufferError: raise BusError(f"Kafka topic {self.topic!r}: no room in {self.wait_s:g} s") from None
         self.client.poll(0)
-        self._raise_failed()
+        self.failures.tell()
 
-    def flush(self)->None: # raises `BusError`
+    def flush(self)->None:
         left = self.client.flush(self.wait_s + 1)
-        self._raise_failed()
+        self.failures.tell()
         if left: raise BusError(f"Kafka topic {self.topic!r}: {left} events are still not taken after {self.wait_s:g} s")
 
-    def close(self)->None: # raises `BusError`
-        self.flush()
+    def close(self)->None: self.flush()
 
 # %% ../../nbs/15b_data.kafka_bus.ipynb #806949b4
+def _came(
+    client:Any,      # librdkafka's consumer
+    topic:str,
+    count:int,       # at most
+    timeout_s:float,
+)->list[Message]:
+    "What arrives in time; raises `RuntimeError` when only a new client can help."
+    found = client.consume(count, timeout_s)
+    for m in found:
+        if m.error() and m.error().fatal(): raise RuntimeError(f"Kafka topic {topic!r}: {m.error().str()}")
+        if m.error(): LOG.info("Kafka topic %r: %s", topic, m.error().str())
+    return [Message(f"{m.topic()}/{m.partition()}/{m.offset()}", m.value() or b"") for m in found if not m.error()]
+
+# %% ../../nbs/15b_data.kafka_bus.ipynb #78fe8492
 REBALANCING = (KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS,
                KafkaError._ASSIGNMENT_LOST, KafkaError.FENCED_MEMBER_EPOCH, KafkaError.STALE_MEMBER_EPOCH)
 
-class _Partitions:
+class _Owed:
+    "How far each partition got, as far as the group has not taken note of it."
+    def __init__(self, client:Any, topic:str):
+        self.client, self.topic, self.offsets = client, topic, dict[int, int]() # partition → offset to commit
+
+    def note(self, messages:Sequence[Message])->None:
+        for m in messages:
+            _, partition, offset = m.origin.rsplit("/", 2)
+            self.offsets[int(partition)] = max(self.offsets.get(int(partition), 0), int(offset) + 1)
+
+    def commit(self)->None: # raises `KafkaException`
+        try:
+            owned = {p.partition for p in self.client.assignment()}
+            if lost := self.offsets.keys() - owned: LOG.warning("Kafka topic %r: others have partitions %s now", self.topic, sorted(lost))
+            self.offsets = {p: o for p,o in self.offsets.items() if p in owned}
+            offsets = [TopicPartition(self.topic, p, o) for p,o in self.offsets.items()]
+            if offsets: self.client.commit(offsets=offsets, asynchronous=False)
+            self.offsets = {}
+        except KafkaException as e:
+            if e.args[0].code() not in REBALANCING: raise
+
+# %% ../../nbs/15b_data.kafka_bus.ipynb #77fbd0d3
+class _Held:
+    "Partitions that are paused, and what arrived all the same."
+    def __init__(self, client:Any, topic:str):
+        self.client, self.topic, self.partitions, self.early = client, topic, list[Any](), list[Message]()
+
+    def pause(self)->None: # raises `KafkaException`
+        self.partitions = self.client.assignment()
+        self.client.pause(self.partitions)
+        self.early += _came(self.client, self.topic, 1, 0)
+
+    def resume(self)->None: # raises `KafkaException`
+        owned = self.client.assignment()
+        if self.partitions: self.client.resume([p for p in self.partitions if p in owned])
+        self.partitions = []
+
+    def take(self, count:int)->list[Message]:
+        "What arrived while they were paused, at most so much of it."
+        now, self.early = self.early[:count], self.early[count:]
+        return now
+
+# %% ../../nbs/15b_data.kafka_bus.ipynb #ca69a4c4
+class _Reader:
     "Some partitions of a topic, as the group shares them out; raises `BusError`."
     def __init__(self,
         config:dict[str,str],  # from `kafka_config`
@@ -105,50 +178,36 @@ class _Partitions:
     ):
         more = {"group.id": group, "enable.auto.commit": False, "auto.offset.reset": "earliest",
                 "queued.max.messages.kbytes": 16_384, "partition.assignment.strategy": "cooperative-sticky"}
-        self.topic = topic
-        self.early:list[Any] = [] # arrived while held
-        self.held:list[Any] = []  # partitions that are paused
-        self.owed:dict[int, int] = {} # partition → offset to commit
-        self.client:Any = _kafka(KafkaClient, more | config)
+        self.topic, self.client = topic, _kafka(KafkaClient, more | config)
+        self.owed, self.held = _Owed(self.client, topic), _Held(self.client, topic)
         self.client.subscribe([topic])
 
-    def _consume(self, count:int, timeout_s:float)->list[Message]: # raises `RuntimeError` when only a new client can help
-        found = self.client.consume(count, timeout_s)
-        for m in found:
-            if m.error() and m.error().fatal(): raise RuntimeError(f"Kafka topic {self.topic!r}: {m.error().str()}")
-            if m.error(): LOG.info("Kafka topic %r: %s", self.topic, m.error().str())
-        return [Message(f"{m.topic()}/{m.partition()}/{m.offset()}", m.value() or b"") for m in found if not m.error()]
+    def poll(self, max_events:int, timeout_s:float)->list[Message]:
+        with _in_its_words():
+            if self.owed.offsets: self.owed.commit()
+            self.held.resume()
+            return self.held.take(max_events) or _came(self.client, self.topic, max_events, timeout_s)
 
-    def _commit(self)->None: # what is owed for partitions that are ours; raises `BusError`
-        try:
-            owned = {p.partition for p in self.client.assignment()}
-            if lost := self.owed.keys() - owned: LOG.warning("Kafka topic %r: others have partitions %s now", self.topic, sorted(lost))
-            self.owed = {p: o for p,o in self.owed.items() if p in owned}
-            offsets = [TopicPartition(self.topic, p, o) for p,o in self.owed.items()]
-            if offsets: self.client.commit(offsets=offsets, asynchronous=False)
-            self.owed = {}
-        except KafkaException as e:
-            if e.args[0].code() not in REBALANCING: raise _kafka_error(e) from e
+    def hold(self, messages:Sequence[Message])->None:
+        with _in_its_words(): self.held.pause()
 
-    def poll(self, max_events:int, timeout_s:float)->list[Message]: # raises `BusError`
-        try:
-            if self.owed: self._commit()
-            owned = self.client.assignment()
-            if self.held: self.client.resume([p for p in self.held if p in owned])
-            self.held = []
-            now, self.early = self.early[:max_events], self.early[max_events:]
-            return now or self._consume(max_events, timeout_s)
-        except KafkaException as e: raise _kafka_error(e) from e
+    def ack(self, messages:Sequence[Message])->None:
+        self.owed.note(messages)
+        with _in_its_words(): self.owed.commit()
 
-    def hold(self, messages:Sequence[Message])->None: # raises `BusError`
-        try:
-            self.held = self.client.assignment()
-            self.client.pause(self.held)
-            self.early += self._consume(1, 0) # of a partition that came just now
-        except KafkaException as e: raise _kafka_error(e) from e
+# %% ../../nbs/15b_data.kafka_bus.ipynb #31c0f0e8
+def _lag(
+    client:Any,   # librdkafka's consumer
+    topic:str,
+)->int:
+    "Messages that the group has not taken note of; raises `KafkaException`."
+    found = client.list_topics(topic, timeout=5).topics[topic]
+    done = client.committed([TopicPartition(topic, p) for p in found.partitions], timeout=5) if found.partitions else []
+    ends = {p.partition: client.get_watermark_offsets(p, timeout=5) for p in done}
+    return sum(ends[p.partition][1] - max(p.offset, ends[p.partition][0]) for p in done)
 
-# %% ../../nbs/15b_data.kafka_bus.ipynb #78fe8492
-class KafkaConsumer(_Partitions, Consumer):
+# %% ../../nbs/15b_data.kafka_bus.ipynb #b246d1ea
+class KafkaConsumer(_Reader, Consumer):
     "One of a group that reads a Kafka topic; raises `BusError`."
     def __init__(self,
         config:dict[str,str],  # from `kafka_config`
@@ -159,25 +218,14 @@ class KafkaConsumer(_Partitions, Consumer):
         super().__init__(config, topic, group)
         self.letters:KafkaProducer = KafkaProducer(config, dead)
 
-    def ack(self, messages:Sequence[Message])->None: # raises `BusError`
-        for m in messages:
-            _, partition, offset = m.origin.rsplit("/", 2)
-            self.owed[int(partition)] = max(self.owed.get(int(partition), 0), int(offset) + 1)
-        self._commit()
-
-    def dead_letter(self, letters:Sequence[DeadLetter])->None: # raises `BusError`
+    def dead_letter(self, letters:Sequence[DeadLetter])->None:
         if not letters: return
         self.letters.send([Record(l.message.origin, l.message.data) for l in letters],
                           [{"origin": l.message.origin.encode(), "reason": l.reason.encode(), "detail": l.detail.encode()} for l in letters])
         self.letters.flush()
 
-    def lag(self)->int: # of the whole group; raises `BusError`
-        try:
-            topic = self.client.list_topics(self.topic, timeout=5).topics[self.topic]
-            done = self.client.committed([TopicPartition(self.topic, p) for p in topic.partitions], timeout=5) if topic.partitions else []
-            ends = {p.partition: self.client.get_watermark_offsets(p, timeout=5) for p in done}
-            return sum(ends[p.partition][1] - max(p.offset, ends[p.partition][0]) for p in done)
-        except KafkaException as e: raise _kafka_error(e) from e
+    def lag(self)->int:
+        with _in_its_words(): return _lag(self.client, self.topic)
 
     def close(self)->None: # leave the group at once, so that the others need not wait
         self.client.close()
