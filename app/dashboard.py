@@ -12,7 +12,7 @@ from reco.settings import SettingsError, load_settings
 
 PAGES = [("shop", "Shop", "storefront"), ("why", "Why", "psychology_alt"), ("quality", "Quality", "verified"), ("business", "Business", "trending_up"),
          ("monitoring", "Monitoring", "monitor_heart"), ("data", "Data", "database")] # file in app_pages/, title, icon; the first is where one arrives
-HEAVY = "reco.bundle", "reco.monitoring.days", "reco.monitoring.history" # two seconds, which pages import when they need them
+HEAVY = "reco.bundle", "reco.monitoring.days" # two seconds, which pages import when they need them
 WAIT_S = 2 # after the first page was asked for: it comes first
 
 @st.cache_resource(show_spinner=False)

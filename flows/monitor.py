@@ -83,7 +83,7 @@ class MonitorFlow(FlowSpec):
     @step
     def act(self):
         """Say what was found; ask for a retrain, or do it, if that is the verdict and nobody else did."""
-        from reco.monitoring.history import UNDERWAY, claim, settle
+        from reco.monitoring.retrains import UNDERWAY, claim, settle
         lake, day = open_lake(SETTINGS), self.now.date()
         tell_found(self, day)
         self.outcome = claim(lake, day, self.now, self.asker, self.champion, self.why, bool(self.because)) or "none" if self.verdict and self.retrain != "never" else "none"
@@ -132,7 +132,8 @@ def ends_of(since: str, now: datetime) -> list[datetime]:
 def looked_at(lake, champion: str, now: datetime, snapshots: dict[str, str], because: str = "") -> tuple:
     """Hold one day beside the champion's time, decide, and keep numbers and page; what was found, the verdict, where the page is, and the page."""
     from reco.monitoring.decision import by_hand, decide
-    from reco.monitoring.history import keep_numbers, keep_skew, last_asked
+    from reco.monitoring.history import keep_numbers, keep_skew
+    from reco.monitoring.retrains import last_asked
     found, day = compared(lake, champion, now, snapshots), now.date()
     verdict = decide(found.reasons, last_asked(lake, now), now, M.min_days)
     if because: verdict = by_hand(verdict, because)
@@ -203,7 +204,7 @@ def strongest_of(ranker) -> list[str]:
 def both_answers(lake, bundle, events: pl.LazyFrame, catalog: pl.LazyFrame, late) -> tuple | None:
     """What the champion made of requests of its training's time, and of the last days; None where that cannot be had, which is said."""
     from reco.data.shop import index_shop
-    from reco.monitoring.history import keep_reference, kept_reference
+    from reco.monitoring.references import keep_reference, kept_reference
     from reco.monitoring.served import answers_now, answers_then
     now, then = answers_now(bundle, events, late, M.requests, SETTINGS.project.seed), kept_reference(lake, bundle.id)
     if now is None: return print("warning: nobody was there in the last days; rows, scores and lists are not compared")
@@ -227,7 +228,7 @@ def show_figures(now: datetime, found: Found, verdict) -> None:
 
 def kept_pages(lake, day: date, pages: dict) -> tuple[list[str], str]:
     """Evidently's page of the day in the lake's folder and whylogs profiles beside it; where the page is, and the page itself for the card."""
-    from reco.monitoring.history import keep_file
+    from reco.monitoring.files import keep_file
     from reco.monitoring.reports import page, profile_of, together
     made = {}
     for name, (before, late) in pages.items():
@@ -243,7 +244,7 @@ def kept_profiles(lake, snapshots: dict[str, str], now: datetime) -> pl.DataFram
     """Profiles of what was served, a file for each of the last days; all of them together. Lists may be late: yesterday is profiled again."""
     if "exposures" not in snapshots: return None
     from reco.data.profile import described, merged
-    from reco.monitoring.history import keep_file, read_file
+    from reco.monitoring.files import keep_file, read_file
     from reco.monitoring.reports import day_profile
     exposures, found = lake.read("exposures", snapshots["exposures"]), []
     for n in range(M.days, -1, -1):
@@ -258,7 +259,7 @@ def kept_profiles(lake, snapshots: dict[str, str], now: datetime) -> pl.DataFram
 
 def removed(lake, day: date) -> None:
     """What has been kept for long enough goes."""
-    from reco.monitoring.history import remove_days, remove_references
+    from reco.monitoring.files import remove_days, remove_references
     remove_days(lake, "pages", day - timedelta(days=M.keep_days))
     remove_days(lake, "profiles", day - timedelta(days=M.profile_days))
     remove_references(lake, bundles_in(ROOT))

@@ -42,7 +42,9 @@ from reco.data.lake import Lake
 from reco.data.sources import read_source
 from reco.monitoring.decision import by_age, by_drift, by_hand, decide, deciding
 from reco.monitoring.drift import drift_table
-from reco.monitoring.history import claim, keep_file, keep_numbers, keep_skew, settle
+from reco.monitoring.files import keep_file
+from reco.monitoring.history import keep_numbers, keep_skew
+from reco.monitoring.retrains import claim, settle
 from reco.published import current_name, history, publish
 from reco.schemas import CATALOG, conform
 from reco.settings import Quality, Serving, Settings, load_settings

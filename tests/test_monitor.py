@@ -20,7 +20,8 @@ from reco.bundle import load_bundle
 from reco.challenger import challenger_name, kept_report
 from reco.data.lake import Lake
 from reco.data.profile import described
-from reco.monitoring.history import claim, keep_file, last_asked, read_file, retrains, settle
+from reco.monitoring.files import keep_file, read_file
+from reco.monitoring.retrains import claim, last_asked, retrains, settle
 from reco.monitoring.skew import pasts_of
 from reco.pipeline import recommend
 from reco.published import champion_name, publish

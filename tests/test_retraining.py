@@ -13,7 +13,7 @@ import pytest
 from app.parts.monitoring import retraining
 from app.parts.monitoring.retraining import NotBegun, begin, last, log_of, refusal, running, underway
 from reco.data.lake import Lake
-from reco.monitoring.history import claim, settle
+from reco.monitoring.retrains import claim, settle
 from reco.settings import load_settings
 
 SAYS = "import json, os, sys; print(json.dumps([sys.argv[1:], os.getcwd(), os.environ.get('RECO_SETTINGS'), os.getsid(0) == os.getpid()]), flush=True); "

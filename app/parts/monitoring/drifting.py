@@ -10,6 +10,7 @@ from app.parts.business.tables import below
 from app.parts.charts import Layers, drawn, over_days
 from app.parts.page import lake, nothing_yet, read, settings, tables
 from app.parts.wording import count, day, percent, plain
+from reco.monitoring.files import read_file
 
 HOW = "`make monitor` compares the last days with what the model learned from (in production it follows each ingestion)"
 TABLES = {"events": "what shoppers do", "shoppers": "who the shoppers are", "visits": "how visits go", "catalog": "the catalogue", "rows": "what the ranker is told", "scores": "scores", "lists": "the lists", "served": "what was served"}
@@ -104,9 +105,7 @@ def evidently() -> None:
     with left: chosen: date = st.selectbox("Day", days, format_func=lambda d: f"{d:%-d %b %Y}", key="page of day")
     with right: wanted = st.toggle("Open Evidently's page", key=f"open {chosen}", help="Every column before and now, side by side; some megabytes.")
     if not wanted: return None
-    with st.spinner("Fetching the page …"):
-        from reco.monitoring.history import read_file  # brings LightGBM, which takes seconds
-        body = read_file(lake(), f"pages/{chosen}/drift.html")
+    with st.spinner("Fetching the page …"): body = read_file(lake(), f"pages/{chosen}/drift.html")
     if body is None: return nothing_yet(f"The page of {day(chosen)} is not kept: pages stay {settings().monitor.keep_days} days, the numbers above stay for good.", HOW)
     st.download_button("Download the page", body, f"drift_{chosen}.html", "text/html", icon=":material/download:", on_click="ignore")
     st.iframe(framed(body.decode("utf-8", "replace")), height=900, alt=f"Drift of {chosen}, by Evidently")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from reco.data.lake import Lake
+from reco.monitoring.retrains import UNDERWAY, counting, retrains
 from reco.settings import Settings, find_settings
 
 ROOT = Path(__file__).resolve().parents[3] # of the repository
@@ -78,7 +79,6 @@ def underway(
     now: datetime,
 ) -> str: # empty when there is none
     "Whether a run of flows/monitor.py, wherever it runs, has a retrain in hand."
-    from reco.monitoring.history import UNDERWAY, counting, retrains  # brings LightGBM and numba, which take seconds
     there = retrains(lake)
     rows = there.filter(there["outcome"].is_in(UNDERWAY), counting(now))
     return "" if rows.is_empty() else f"run {rows['run'][0]} has had one in hand since {rows['at'][0]:%Y-%m-%d %H:%M} UTC"
