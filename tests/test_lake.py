@@ -12,8 +12,7 @@ import polars as pl
 import pytest
 from deltalake.exceptions import CommitFailedError
 
-from reco.data import fresh
-from reco.data import lake as lake_module
+from reco.data import fresh, writing
 from reco.data.lake import Lake, LakeError, views
 from reco.data.storage import ROWS, commit, opened, parts, write_part
 from reco.schemas import CATALOG, INTERACTIONS, SchemaError, conform
@@ -201,16 +200,16 @@ def test_a_writer_that_always_loses_says_so(tmp_path, monkeypatch):
         commit(opened(lake, "interactions"), [], {ROWS: 1}) # somebody else is faster, each time
         refuse()
 
-    monkeypatch.setattr(lake_module, "commit", lose)
+    monkeypatch.setattr(writing, "commit", lose)
     with pytest.raises(LakeError, match="50 tries"):
         write(lake, log(range(9)))
-    assert len(tried) == lake_module.TRIES == len(set(tried)) and ids(lake) == ids(lake, before) == list(range(5))
+    assert len(tried) == writing.TRIES == len(set(tried)) and ids(lake) == ids(lake, before) == list(range(5))
 
 
 def test_an_error_that_is_no_race_is_not_tried_again(tmp_path, monkeypatch):
     lake = Lake(tmp_path)
     write(lake, log(range(5)))
-    monkeypatch.setattr(lake_module, "commit", refuse)
+    monkeypatch.setattr(writing, "commit", refuse)
     with pytest.raises(CommitFailedError):
         write(lake, log(range(9)))
     assert ids(lake) == list(range(5))
@@ -226,7 +225,7 @@ def between(monkeypatch, act) -> list[int]:
             act()
         commit(now, actions, marks)
 
-    monkeypatch.setattr(lake_module, "commit", late)
+    monkeypatch.setattr(writing, "commit", late)
     return once
 
 
@@ -246,8 +245,8 @@ def test_without_the_mark_the_key_would_be_there_twice(tmp_path, monkeypatch):
     lake, other = Lake(tmp_path), Lake(tmp_path)
     write(lake, log(range(5)))
     happened = between(monkeypatch, lambda: write(other, log(range(8, 12))))
-    careful = lake_module.commit
-    monkeypatch.setattr(lake_module, "commit", lambda now, actions, marks: careful(now, actions, {}))
+    careful = writing.commit
+    monkeypatch.setattr(writing, "commit", lambda now, actions, marks: careful(now, actions, {}))
     write(lake, log(range(10)))
     assert happened and ids(lake) == sorted([*range(12), 8, 9])
 
@@ -256,7 +255,7 @@ def test_appends_that_share_no_key_keep_the_files_that_were_written(tmp_path, mo
     lake, other, written = Lake(tmp_path), Lake(tmp_path), []
     write(lake, log(range(5)))
     between(monkeypatch, lambda: write(other, log(range(20, 22))))
-    monkeypatch.setattr(lake_module, "write_part", lambda *a: written.append(1) or write_part(*a))
+    monkeypatch.setattr(writing, "write_part", lambda *a: written.append(1) or write_part(*a))
     write(lake, log(range(5, 10)))
     listed = parts(opened(lake, "interactions"))
     on_disk = {str(p.relative_to(tmp_path / "interactions")) for p in tmp_path.glob("interactions/*/*.parquet")}
@@ -264,7 +263,7 @@ def test_appends_that_share_no_key_keep_the_files_that_were_written(tmp_path, mo
 
 
 def test_two_first_writes_make_one_table(tmp_path, monkeypatch):
-    lake, create = Lake(tmp_path), lake_module.create
+    lake, create = Lake(tmp_path), writing.create
     once = []
 
     def late(*args):
@@ -273,7 +272,7 @@ def test_two_first_writes_make_one_table(tmp_path, monkeypatch):
             write(Lake(tmp_path), log(range(5, 12)))
         create(*args)
 
-    monkeypatch.setattr(lake_module, "create", late)
+    monkeypatch.setattr(writing, "create", late)
     write(lake, log(range(8)))
     assert ids(lake) == list(range(12))
 
@@ -321,7 +320,7 @@ def test_several_writers_of_overlapping_batches_add_each_key_once(tmp_path):
 def test_a_lazy_batch_is_written_like_a_frame(tmp_path, monkeypatch, slices):
     batch = log(range(60))
     monkeypatch.setattr(fresh, "KEYS_AT_A_TIME", -(-60 // slices))
-    monkeypatch.setattr(lake_module, "HELD_ROWS", 7)
+    monkeypatch.setattr(writing, "HELD_ROWS", 7)
     batch.write_parquet(tmp_path / "batch.parquet")
     lake = Lake(tmp_path / "lake")
     write(lake, log(range(20, 30)))

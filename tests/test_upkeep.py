@@ -19,8 +19,8 @@ from flow_runs import run_flow
 from test_lake import CROWD, NOON, ids, log, start_writer, write
 
 from app import erase as command
-from reco.data import lake as lake_module
 from reco.data import upkeep as upkeep_module
+from reco.data import writing
 from reco.data.lake import Lake
 from reco.data.storage import OLDEST, LakeError, commit, opened, parts, write_part
 from reco.data.upkeep import MARGIN, compact, erase, remove, retain_rows, sweep, upkeep
@@ -272,7 +272,7 @@ def erase_before_the_next_commit(root, monkeypatch, met: list) -> None:
             erase(Lake(root), ["u1"], LATER)
         commit(now, actions, marks)
 
-    monkeypatch.setattr(lake_module, "commit", late)
+    monkeypatch.setattr(writing, "commit", late)
 
 
 def test_a_writer_that_had_looked_before_the_erasure_cannot_bring_the_user_back(tmp_path, monkeypatch):
