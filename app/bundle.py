@@ -6,12 +6,12 @@ from pathlib import Path
 
 from app.following import prepared, try_out
 from app.telling import tell_people
+from reco.aliases import mirror, told
 from reco.bundle import BundleError
 from reco.bundle_copies import bundle_at
 from reco.bundle_store import Root, bundles_root
 from reco.published import Publication, earlier_of, publish, rollback, standing
 from reco.settings import SettingsError, load_settings
-from reco.tracking import mirror, told
 
 
 def arguments() -> argparse.ArgumentParser:

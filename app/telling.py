@@ -10,7 +10,7 @@ from reco.alerts import Event, announce, receivers
 from reco.bundle_store import BundlesOnS3, Root, bundles_root
 from reco.published import Publication
 from reco.settings import Settings
-from reco.tracking import begun
+from reco.tracker import begun
 
 log = logging.getLogger("reco.serve")
 MIRROR_S = 300 # MLflow has so long; the daily upkeep makes good what was missed

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from reco.aliases import told
 from reco.data.lake import open_lake
 from reco.data.scratch import Scratch
 from reco.settings import Settings, SettingsError, load_settings
-from reco.tracking import told
 
 if TYPE_CHECKING:
     from reco.data.shop import ShopData

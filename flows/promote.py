@@ -17,6 +17,7 @@ from metaflow import FlowSpec, Parameter, card, current, project, retry, schedul
 from metaflow.cards import Markdown
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
+from reco.aliases import mirror
 from reco.bundle import BundleError, UnknownBundle
 from reco.bundle_copies import bundle_at
 from reco.bundle_store import NotNow, bundles_root
@@ -25,7 +26,7 @@ from reco.data.lake import LakeError, open_lake
 from reco.model_card import model_card
 from reco.provenance import git_sha
 from reco.published import champion_name
-from reco.tracking import log_training, mirror
+from reco.tracking import log_training
 
 WHO = "flows/promote.py"
 ROOT = bundles_root(SETTINGS)

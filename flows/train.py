@@ -24,6 +24,7 @@ from metaflow import FlowSpec, card, current, namespaced_event_name, project, sc
 from metaflow.cards import Image, Markdown, VegaChart
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
+from reco.aliases import mirror
 from reco.bundle import make_bundle, with_free_rows
 from reco.bundle_store import bundles_root, save_in
 from reco.challenger import set_challenger
@@ -41,7 +42,7 @@ from reco.ranking.examples import joined
 from reco.ranking.shapley import dependence_figure, importance, importance_figure, shapley
 from reco.ranking.training import cutoffs_of, examples_at, fit_surface
 from reco.schemas import SURFACES
-from reco.tracking import log_training, mirror
+from reco.tracking import log_training
 
 DECIDED = "settings", "git_sha", "book", "snapshots", "cutoffs", "asof", "run_name"  # at the start, for all steps
 LIBRARIES = "implicit", "lightgbm", "numba", "numpy", "polars", "scipy"

@@ -8,13 +8,13 @@ from metaflow import FlowSpec, card, current, project, schedule, step
 from metaflow.cards import Markdown
 
 import reco  # noqa: F401  (Metaflow packs the modules that are imported here)
+from reco.aliases import mirror
 from reco.bundle_store import bundles_root
 from reco.data.lake import open_lake
 from reco.data.scratch import remove_left
 from reco.data.upkeep import upkeep
 from reco.provenance import git_sha
 from reco.retention import remove_old
-from reco.tracking import mirror
 
 RESUME_DAYS = 7 # a run that failed can be resumed for so long
 

@@ -24,6 +24,7 @@ from pydantic import SecretStr
 
 from app.ports import free_port
 from app.telling import Teller
+from reco.aliases import mirror, told
 from reco.bundle import BundleError, checksums, make_bundle, save_bundle, verify
 from reco.challenger import set_challenger
 from reco.data.histories import epoch_ms
@@ -34,19 +35,7 @@ from reco.published import publish, rollback
 from reco.settings import Lake, Project, Settings, Tracking
 from reco.tracked_search import log_search, log_trial
 from reco.tracker import TrackingError, artifact_root, bundle_uri, connect, environment, tracking_uri, without_password
-from reco.tracking import (
-    copies_whole,
-    cut,
-    flat,
-    log_training,
-    metrics_of,
-    mirror,
-    plain,
-    run_key,
-    tags_of,
-    told,
-    version_of,
-)
+from reco.tracking import copies_whole, cut, flat, log_training, metrics_of, plain, run_key, tags_of, version_of
 
 METRICS = [{"slice": s, "system": x, "requests": 90, "NDCG@10": .3, "low": .2, "high": .4, "first_ahead": None if x == "pipeline" else .9, "Gini@10": .8}
            for s in ("all", "home", "visit") for x in ("pipeline", "popularity", "als", "recent")]
@@ -389,7 +378,7 @@ def test_trials_lie_under_their_search_once(settings):
 
 
 def test_mlflow_is_not_loaded_by_import():
-    say = "import sys; import reco.tracking, reco.explain; print([m for m in ('mlflow', 'matplotlib', 'shap', 'sqlalchemy') if m in sys.modules])"
+    say = "import sys; import reco.tracking, reco.aliases, reco.explain; print([m for m in ('mlflow', 'matplotlib', 'shap', 'sqlalchemy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

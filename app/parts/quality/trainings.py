@@ -30,8 +30,7 @@ def of_mlflow() -> tuple[pl.DataFrame, str]: # COLUMNS, oldest first; and what w
 
 @st.cache_data(ttl=KEPT_S, show_spinner="Asking MLflow …")
 def _of_mlflow(uri: str, name: str) -> tuple[pl.DataFrame, str]:
-    from reco.tracker import TrackingError, asked, environment, without_password
-    from reco.tracking import begun
+    from reco.tracker import TrackingError, asked, begun, environment, without_password
     empty = pl.DataFrame(schema=COLUMNS)
     if not begun(settings()): return empty, ""
     for variable, value in environment(settings()).items(): os.environ.setdefault(variable, value)
