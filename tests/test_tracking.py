@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -35,7 +36,18 @@ from reco.published import publish, rollback
 from reco.settings import Lake, Project, Settings, Tracking
 from reco.tracked_search import log_search, log_trial
 from reco.tracker import TrackingError, artifact_root, bundle_uri, connect, environment, tracking_uri, without_password
-from reco.tracking import copies_whole, cut, flat, log_training, metrics_of, plain, run_key, tags_of, version_of
+from reco.tracking import (
+    copies_whole,
+    cut,
+    flat,
+    found_run,
+    log_training,
+    metrics_of,
+    plain,
+    run_key,
+    tags_of,
+    version_of,
+)
 
 METRICS = [{"slice": s, "system": x, "requests": 90, "NDCG@10": .3, "low": .2, "high": .4, "first_ahead": None if x == "pipeline" else .9, "Gini@10": .8}
            for s in ("all", "home", "visit") for x in ("pipeline", "popularity", "als", "recent")]
@@ -224,6 +236,25 @@ def test_two_who_make_the_same_run_at_once_end_in_one(settings):
     t = connect(settings)
     assert len(set(got)) == 1 and [r.info.run_id for r in t.client.search_runs([t.experiment])] == got[:1]
     assert t.client.get_run(got[0]).data.tags["space"] == "als"
+
+
+class Slow(MlflowClient):
+    "Begins a run now and has it written down half a second later."
+    def create_run(self, *args, **more):
+        began = int(1000*time.time())
+        time.sleep(.5)
+        return super().create_run(*args, start_time=began, **more)
+
+
+def test_a_run_that_was_settled_stays_when_an_earlier_one_turns_up(settings):
+    """On a busy machine what began first may be seen last."""
+    quick, uri = connect(settings), tracking_uri(settings)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(found_run, replace(quick, client=Slow(uri, uri)), {"reco.run": "x"}, "x")
+        time.sleep(.1)
+        first = found_run(quick, {"reco.run": "x"}, "x")
+        assert late.result() == first
+    assert [r.info.run_id for r in quick.client.search_runs([quick.experiment])] == [first]
 
 
 # Aliases
