@@ -124,6 +124,7 @@ class Answered:
     plain: np.ndarray      # int32 [n, k], the same without variety and fairness
     fate: np.ndarray       # int8 [rows] of FATES
 
+# %% ../../nbs/79d_evaluation.subject.ipynb #7de114e4
 def answered(
     subject:Subject,
     buyers:int=200,  # shoppers that are enough to judge by purchases
@@ -141,6 +142,7 @@ def answered(
     plain = items if subject.strengths == Strengths() else lists_and_fates(without_variety(r), c, log_odds, h, k)[0]
     return Answered(asked, moment, h, c, rows, log_odds, kept, r, items, plain, fate)
 
+# %% ../../nbs/79d_evaluation.subject.ipynb #85571e68
 def account_of(
     subject:Subject,
     a:Answered,
@@ -188,6 +190,7 @@ def wish_in_words(
     place = f", place {row['place']} of {candidates} by score" if row["stage"] in ("ranked low", "variety") else ""
     return f"{title} ({LOST[row['stage']]}{rule}{place})"
 
+# %% ../../nbs/79d_evaluation.subject.ipynb #f7f6f599
 def story(
     a:Answered,
     account:pl.DataFrame, # LOSSES
@@ -204,6 +207,7 @@ def story(
     return "\n".join([f"- **Before, latest first:** {past_in_words(a.h.take(request), titles)}", f"- **Shown:** {'; '.join(shown)}",
                       f"- **Then wanted:** {'; '.join(told)}{rest}"])
 
+# %% ../../nbs/79d_evaluation.subject.ipynb #eb4df50f
 def typical(
     account:pl.DataFrame, # LOSSES
     stage:str,            # of STAGES
