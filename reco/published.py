@@ -39,6 +39,7 @@ def publications(
     names = [f.name for f in fields(Publication)]
     return [Publication(**{n: x[n] for n in names}) for x in lines if all(n in x for n in names)]
 
+# %% ../nbs/60ab_published.ipynb #c3e29706
 def history(
     root:Root,
 )->list[Publication]: # oldest first
@@ -47,6 +48,7 @@ def history(
     if not (root/HISTORY).is_file(): return []
     return publications(lines_of((root/HISTORY).read_text(errors="replace")))
 
+# %% ../nbs/60ab_published.ipynb #8d6e83ff
 def champion_name(
     root:Root,
 )->str:        # empty when nothing was published

@@ -91,6 +91,7 @@ def environment(
     path = os.pathsep.join(x for x in (here, inherited.get("PYTHONPATH")) if x)
     return inherited | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path}
 
+# %% ../../nbs/79_evaluation.trial.ipynb #6e51d195
 def read_trial(
     code:int,   # exit code
     said:str,   # standard output
@@ -104,6 +105,7 @@ def read_trial(
     trouble = [f"{found[n]} of {asked} lists {what}" for n,what in (("empty", "are empty"), ("odd", "have a score that is no chance")) if found[n]]
     return Trial("; ".join(trouble), tuple(found["ms"]))
 
+# %% ../../nbs/79_evaluation.trial.ipynb #aeb23209
 def tried(
     folder:Path,     # a bundle
     questions:Sequence[RecommendationRequest],

@@ -39,6 +39,7 @@ class Case:
     limits: Gates
     reason: str=""             # of somebody who goes on without the champion, in their words
 
+# %% ../../nbs/79a_evaluation.verdict.ipynb #3b79989d
 def without_place(
     case:Case,
     error:Exception,
@@ -55,6 +56,7 @@ def loaded(
     except BundleError as e: raise BundleError(without_place(case, e)) from e
     except Exception as e: raise BundleError(f"{name}: {type(e).__name__}: {e}") from e # what was made elsewhere may fail in any way
 
+# %% ../../nbs/79a_evaluation.verdict.ipynb #66a672b9
 def compare(
     case:Case,
     challenger:ModelBundle,
