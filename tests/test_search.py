@@ -66,7 +66,7 @@ class Small:
         self.shop: ShopData = index_shop(self.sim.interactions, self.sim.catalog)
         self.cutoffs: Cutoffs = cutoffs_of(self.shop, BASE)
         self.sources = SourceWorth(self.shop, self.cutoffs, 100, 7, trees=10)
-        self.ranker = RankerWorth(self.sources.training(BASE), self.sources.lists(BASE))
+        self.ranker = RankerWorth(self.sources.drawn.training(BASE), self.sources.drawn.lists(BASE))
 
     def before_holdout(self) -> ShopData:
         """The same ids; nothing of the hold-out."""
@@ -132,7 +132,7 @@ def test_the_holdout_is_not_looked_at(small, tmp_path):
         study = study_in(tmp_path, f"sources {n}")
         search(study, sources, 2, seed=1)
         settings = with_values(BASE, best_values(study, sources.knobs))
-        ranking, second = Stage("ranking", knobs_of("ranking", "ranking"), RankerWorth(worth.training(settings), worth.lists(settings)), settings), study_in(tmp_path, f"ranking {n}")
+        ranking, second = Stage("ranking", knobs_of("ranking", "ranking"), RankerWorth(worth.drawn.training(settings), worth.drawn.lists(settings)), settings), study_in(tmp_path, f"ranking {n}")
         search(second, ranking, 2, seed=1)
         found.append((tried(study), tried(second)))
     assert found[0] == found[1] and len(small.before_holdout().log) < len(small.shop.log)
@@ -143,8 +143,8 @@ def test_what_is_kept_is_what_would_be_fitted(small):
     moments, asof = Moments(small.shop, variants=1), epoch_ms(small.cutoffs.validation)
     for values in ({}, {"als.factors": 16, "covisit.reach": 3}, {"candidates.item_item": 0, "candidates.trending": 20}, {"popularity.half_life_days": 1.0}, {}):
         settings = with_values(BASE, values)
-        kept = lists_of(small.shop, moments.at(asof, settings), small.sources.asked, 200)
-        new = lists_of(small.shop, fit_moment(small.shop, asof, settings), small.sources.asked, 200)
+        kept = lists_of(small.shop, moments.at(asof, settings), small.sources.drawn.asked, 200)
+        new = lists_of(small.shop, fit_moment(small.shop, asof, settings), small.sources.drawn.asked, 200)
         assert kept.all.features == new.all.features and np.array_equal(kept.all.rows, new.all.rows, equal_nan=True), values
         assert np.array_equal(kept.all.label, new.all.label) and np.array_equal(kept.want, new.want)
 
@@ -165,7 +165,7 @@ def test_a_pruned_trial_saves_the_earlier_cutoffs(small):
     def too_bad(step: int, value: float) -> None: raise optuna.TrialPruned
 
     with pytest.raises(optuna.TrialPruned): worth.by_list(settings, too_bad)
-    asked = {asof for asof, _ in worth.moments.kept}
+    asked = {asof for asof, _ in worth.drawn.moments.kept}
     assert asked == {epoch_ms(small.cutoffs.validation), epoch_ms(small.cutoffs.train[-1])} and len(small.cutoffs.train) == 2
 
 

@@ -17,7 +17,7 @@ from .strengths import fixed_strengths, judged_at_validation
 from ..ranking.choosing import fit_honest
 from ..ranking.lambdamart import Ranker
 from ..ranking.search import STAGES, Stage, knobs_of
-from ..ranking.worth import EVERY, RankerWorth, SourceWorth
+from ..ranking.worth import EVERY, DrawnRequests, RankerWorth, SourceWorth
 from ..reranking.lists import Reranker, Strengths, shown_lists
 from ..reranking.rulebook import RuleBook
 from ..settings import Settings
@@ -80,9 +80,9 @@ def make_stage(
     "What a stage turns, and what it is worth; raises `SpaceError`, and `ValueError` where there is nothing to learn from."
     knobs, requests, seed = knobs_of(settings.search.space, name), settings.search.requests, settings.project.seed
     if not knobs: return Stage(name, (), lambda settings,tell: (0., {}), settings)
-    sources = SourceWorth(shop, cutoffs, requests, seed)
-    if name == "sources": return Stage(name, knobs, sources, settings)
-    train, lists = sources.training(settings), sources.lists(settings)
+    if name == "sources": return Stage(name, knobs, SourceWorth(shop, cutoffs, requests, seed), settings)
+    drawn = DrawnRequests(shop, cutoffs, requests, seed)
+    train, lists = drawn.training(settings), drawn.lists(settings)
     if name == "ranking": return Stage(name, knobs, RankerWorth(train, lists), settings, warm_up=EVERY)
     worth = RerankWorth(shop, cutoffs, fit_honest(train, lists.teaching, settings.ranking, seed)[0], settings, book, requests)
     return Stage(name, knobs, worth, settings, worth.start(settings))
