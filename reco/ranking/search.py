@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'QUOTAS', 'SPACE', 'STAGES', 'Tell', 'Worth', 'COUNTS', 'Knob', 'SpaceError', 'stage_of', 'knobs_of',
-           'value_at', 'with_values', 'as_start', 'drawn', 'rounded', 'Stage', 'StorageError', 'one_at_a_time',
-           'open_study', 'study_key', 'finished', 'objective', 'search', 'history', 'importance', 'study_figure',
-           'best_values', 'fragment']
+           'value_at', 'with_values', 'as_start', 'rounded', 'drawn', 'Stage', 'StorageError', 'one_at_a_time',
+           'storage_at', 'open_study', 'study_key', 'finished', 'objective', 'first_values', 'sampler_of', 'search',
+           'history', 'importance', 'study_figure', 'best_values', 'fragment']
 
 # %% ../../nbs/45_ranking.search.ipynb #fc535fb8
 import hashlib
@@ -23,7 +23,7 @@ import optuna
 import polars as pl
 from matplotlib.figure import Figure
 from optuna.exceptions import ExperimentalWarning, OptunaError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 from pydantic import ValidationError
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import SQLAlchemyError
@@ -41,6 +41,8 @@ class Knob(NamedTuple):
     among: tuple = ()      # the values of "one of"
 
 KINDS = "whole", "whole by factors", "number", "number by factors", "one of"
+
+# %% ../../nbs/45_ranking.search.ipynb #58b36b4d
 QUOTAS = 0, 10, 20, 30, 60, 100 # candidates of a source; 0 is off
 
 SPACE = (
@@ -127,23 +129,24 @@ def as_start(
         raise SpaceError(f"{knob.key}: no range from {knob.low:g} to {knob.high:g}")
     return knob if now == "auto" else knob._replace(low=min(knob.low, now), high=max(knob.high, now))
 
-def drawn(
-    trial:optuna.Trial,
-    knob:Knob,
-)->object:          # a value of the setting; numbers with three digits, as a person would write them
-    "What the sampler proposes."
-    if knob.kind == "one of": return trial.suggest_categorical(knob.key, knob.among)
-    factors = knob.kind.endswith("factors")
-    if knob.kind.startswith("whole"): return trial.suggest_int(knob.key, int(knob.low), int(knob.high), log=factors)
-    return rounded(trial.suggest_float(knob.key, knob.low, knob.high, log=factors))
-
+# %% ../../nbs/45_ranking.search.ipynb #2d0759e3
 def rounded(
     x:object,
 )->object:
     "A number with three digits; anything else as it is."
     return float(f"{x:.3g}") if isinstance(x, float) else x
 
-# %% ../../nbs/45_ranking.search.ipynb #2d0759e3
+def drawn(
+    trial:BaseTrial,
+    knob:Knob,
+)->object:          # a value of the setting; numbers with three digits
+    "What the sampler proposes."
+    if knob.kind == "one of": return trial.suggest_categorical(knob.key, knob.among)
+    factors = knob.kind.endswith("factors")
+    if knob.kind.startswith("whole"): return trial.suggest_int(knob.key, int(knob.low), int(knob.high), log=factors)
+    return rounded(trial.suggest_float(knob.key, knob.low, knob.high, log=factors))
+
+# %% ../../nbs/45_ranking.search.ipynb #bd66d897
 Tell = Callable[[int, float], None]                     # step and what it is worth so far; ends a trial that is not worth going on
 Worth = Callable[[Settings, Tell], tuple[float, dict]]  # of settings: a number, more is better, and what else to note
 
@@ -157,13 +160,14 @@ class Stage:
     start: dict = field(default_factory=dict)   # section.key → value of the first trial, where it is not the settings' own
     warm_up: int = 0                            # steps in which no trial is ended
 
+# %% ../../nbs/45_ranking.search.ipynb #e347a0c4
 class StorageError(RuntimeError):
     "The database of a search cannot be used."
 
 def one_at_a_time(
     engine:Engine, # of an SQLite file
 )->None:
-    "Several may write, none overlooks what another did, and a kill loses nothing; no trial waits for the disk a dozen times."
+    "Several may write, none overlooks what another did, and a kill loses nothing."
     def prepared(connection, _:object)->None:
         connection.isolation_level = None # else Python begins transactions, and only before the first change
         connection.executescript("PRAGMA busy_timeout=60000; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL")
@@ -171,6 +175,22 @@ def one_at_a_time(
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     engine.dispose() # connections of before know nothing of it
 
+# %% ../../nbs/45_ranking.search.ipynb #d7dd5686
+def storage_at(
+    url:str,           # of the database
+    grace_s:int,       # a worker that is unheard of for so long is dead
+)->optuna.storages.RDBStorage:
+    "The database of a search, which tries the trials of dead workers again; raises `StorageError`."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        again = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3)
+        try: kept = optuna.storages.RDBStorage(url, heartbeat_interval=max(1, grace_s//4), grace_period=grace_s, heartbeat_stale_trial_callback=again)
+        except (SQLAlchemyError, OptunaError, ImportError) as e: # which repeat the address
+            raise StorageError(f"[search] storage cannot be opened: {type(e).__name__} (the address is not shown)") from None
+    if kept.engine.dialect.name == "sqlite": one_at_a_time(kept.engine)
+    return kept
+
+# %% ../../nbs/45_ranking.search.ipynb #748eaed1
 def open_study(
     url:str,           # of the database
     name:str,          # of the study: the same goes on, another begins anew
@@ -179,15 +199,10 @@ def open_study(
 )->optuna.Study:
     "Open a study or begin it; raises `StorageError`."
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    pruner, kept = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=warm_up), storage_at(url, grace_s)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        again = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3) # what kills a worker three times is not tried a fourth time
-        try: kept = optuna.storages.RDBStorage(url, heartbeat_interval=max(1, grace_s//4), grace_period=grace_s, heartbeat_stale_trial_callback=again)
-        except (SQLAlchemyError, OptunaError, ImportError) as e: # which repeat the address
-            raise StorageError(f"[search] storage cannot be opened: {type(e).__name__} (the address is not shown)") from None
-        if kept.engine.dialect.name == "sqlite": one_at_a_time(kept.engine)
-        return optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True,
-                                   pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=warm_up))
+        return optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True, pruner=pruner)
 
 # %% ../../nbs/45_ranking.search.ipynb #68545eed
 def study_key(
@@ -221,6 +236,27 @@ def objective(
     for name,note in notes.items(): trial.set_user_attr(name, note)
     return value
 
+# %% ../../nbs/45_ranking.search.ipynb #ee8519dc
+def first_values(
+    stage:Stage,
+    knobs:Sequence[Knob], # of `as_start`
+)->dict[str, object]:     # section.key → value, without what is "auto"
+    "The settings as they are, with the stage's own start."
+    first = {k.key: stage.start.get(k.key, value_at(stage.settings, k.key)) for k in knobs}
+    return {key: value for key,value in first.items() if value != "auto"}
+
+def sampler_of(
+    study:optuna.Study,
+    seed:int,
+    worker:int,            # number of this one among those that share the study
+)->optuna.samplers.TPESampler:
+    "The sampler of the next trial: the same whenever the study is continued."
+    drawn_by = (seed*1_000 + len(study.get_trials(deepcopy=False)))*100 + worker
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=drawn_by, n_startup_trials=8, constant_liar=True)
+
+# %% ../../nbs/45_ranking.search.ipynb #3460e79c
 def search(
     study:optuna.Study,
     stage:Stage,
@@ -233,14 +269,12 @@ def search(
     "Try until there are enough trials; raises `SpaceError`, and what a trial raises."
     knobs, until = [as_start(k, stage.settings) for k in stage.knobs], time.monotonic() + timeout_s
     if not knobs: return
-    first = {k.key: stage.start.get(k.key, value_at(stage.settings, k.key)) for k in knobs}
-    if not worker: study.enqueue_trial({key: v for key,v in first.items() if v != "auto"}, skip_if_exists=True)
+    if not worker: study.enqueue_trial(first_values(stage, knobs), skip_if_exists=True)
     told = [] if on_trial is None else [lambda _,trial: on_trial(trial)]
     while len(finished(study)) < trials and not (timeout_s and time.monotonic() > until):
+        study.sampler = sampler_of(study, seed, worker)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            drawn_by = (seed*1_000 + len(study.get_trials(deepcopy=False)))*100 + worker
-            study.sampler = optuna.samplers.TPESampler(seed=drawn_by, n_startup_trials=8, constant_liar=True)
             study.optimize(partial(objective, stage, knobs), n_trials=1, callbacks=told)
 
 # %% ../../nbs/45_ranking.search.ipynb #0342091d
