@@ -74,6 +74,7 @@ def cap_groups(
     "Categories and brands as `fill` counts them."
     return np.stack((_small(category), _small(brand)))
 
+# %% ../../nbs/50_reranking.rules.ipynb #eff4d550
 @njit(cache=True, nogil=True)
 def _pick(
     order,               # int64, candidates by preference
@@ -138,6 +139,7 @@ def relevance_loss(
     "What the boosts cost."
     return float((1 - with_boosts/np.maximum(without, 1e-300)).max())
 
+# %% ../../nbs/50_reranking.rules.ipynb #b3c5c662
 STEPS = (1., .7, .5, .35, .25, .18, .12, .06) # strengths tried before the boosts are dropped
 
 def within_ceiling(
@@ -221,7 +223,7 @@ def compile_rules(
     settle(out, np.arange(n, dtype=np.int32))
     return out
 
-# %% ../../nbs/50_reranking.rules.ipynb #186d2719
+# %% ../../nbs/50_reranking.rules.ipynb #1dc2f0b3
 def holds(
     s:Standing,
     now:int,      # ms
@@ -244,6 +246,7 @@ def hard_fates(
     allowed = passes(wanted, items, now) if wanted else np.ones(len(items), bool)
     return judge(items, allowed, banned, compiled.available, compiled.hold_ms, h.item, h.event, h.ts, now)
 
+# %% ../../nbs/50_reranking.rules.ipynb #5d15f071
 def boost_odds(
     compiled:Compiled,
     items:np.ndarray,  # int32 [m] item_idx
