@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['WHY_NOT', 'FOLLOWED', 'IN_TIME', 'NUMBERS', 'AGAIN', 'OFF', 'LEAST', 'Reign', 'reigns_of', 'lists_in', 'drawn_lists',
-           'shown_in', 'kept_in', 'changed_since', 'pasts_of', 'with_rows', 'scores_in', 'answered_again', 'Compared',
-           'compared_again', 'differing', 'skew_figures', 'beyond', 'first_apart']
+           'shown_in', 'kept_in', 'changed_since', 'pasts_of', 'with_rows', 'Logged', 'logged_lists', 'scores_in',
+           'answered_again', 'why_not', 'comparable', 'Compared', 'compared_again', 'differing', 'skew_figures',
+           'beyond', 'first_apart']
 
 # %% ../../nbs/82c_monitoring.skew.ipynb #f893feb0
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -30,6 +31,7 @@ WHY_NOT = {"bundle": "another bundle answered", "variant": "an experiment's vari
            "deadline": "it took so long that a source or the store may have been left out", "rows": "its feature rows are not made again, or were just being replaced",
            "kept": "the list was made for an earlier request", "changed": "one of its items, or of the shopper's past, is new or changed since the training"}
 
+# %% ../../nbs/82c_monitoring.skew.ipynb #534a417b
 @dataclass(frozen=True)
 class Reign:
     "Feature rows that were in use for a while."
@@ -44,7 +46,7 @@ def reigns_of(
     newer = activated.filter(pl.col("asof") > bundle.moment.asof).sort("at", "asof")
     return [Reign(datetime.min.replace(tzinfo=UTC), bundle.moment.asof), *(Reign(*r) for r in newer.select("at", "asof").iter_rows())]
 
-# %% ../../nbs/82c_monitoring.skew.ipynb #534a417b
+# %% ../../nbs/82c_monitoring.skew.ipynb #cfe27561
 FOLLOWED = timedelta(minutes=1) # by then every replica has read newer rows: the next request notices, and reading takes seconds
 IN_TIME = .8                    # of the deadline; so long may the store take
 
@@ -66,6 +68,7 @@ def lists_in(
     return first.select("request_id", "user_id", asked.dt.cast_time_unit("ms").alias("asked"), "ts", why=why,
                         reign=pl.sum_horizontal(pl.lit(0, pl.Int64), *((pl.col("ts") >= at).cast(pl.Int64) for at in began)))
 
+# %% ../../nbs/82c_monitoring.skew.ipynb #121418b9
 def drawn_lists(
     lists:pl.LazyFrame,  # of `lists_in`
     n:int,               # at most
@@ -100,6 +103,7 @@ def kept_in(
     before = pl.col("ts").shift(1).over("user_id", "items", "scores")
     return shown.filter(keep_s > 0, pl.col("ts") - before <= timedelta(seconds=keep_s + 1))["request_id"] # both were noted when they were answered
 
+# %% ../../nbs/82c_monitoring.skew.ipynb #1dbf1184
 NUMBERS = ["price", "discount", "category_id"] # what a score depends on; stock decides who is shown
 
 def changed_since(
@@ -142,6 +146,39 @@ def with_rows(
     vars(out).update(ids=bundle.ids, reranker=bundle.reranker)
     return out
 
+def _bundles(
+    bundle:ModelBundle,
+    reigns:Sequence[Reign],
+    wanted:Sequence[int],     # places among the reigns
+    events:pl.LazyFrame, catalog:pl.LazyFrame,
+)->Iterator[tuple[int, ModelBundle]]:
+    "The bundle with the rows of each reign, one after the other: they are large."
+    known = catalog.collect() if any(wanted) else pl.DataFrame()
+    for n in wanted: yield n, with_rows(bundle, item_rows(events, known, bundle.ids, reigns[n].asof)) if n else bundle
+
+# %% ../../nbs/82c_monitoring.skew.ipynb #e36bfca2
+@dataclass(frozen=True)
+class Logged:
+    "A list as it was answered, with what its shopper had done by then."
+    request_id: str
+    user_id: str
+    asked: datetime
+    reign: int             # place among the reigns
+    items: list[str]       # as they were shown, best first
+    scores: list[float]
+    past: list[UserEvent]  # oldest first
+
+def logged_lists(
+    drawn:pl.DataFrame,              # of `drawn_lists`
+    shown:pl.DataFrame,              # of `shown_in`
+    pasts:Sequence[list[UserEvent]], # of `pasts_of`
+)->list[Logged]:                     # in the order in which they were drawn
+    "The drawn lists, each with its items and its past."
+    lists = {r: (items, scores) for r,items,scores in shown.select("request_id", "items", "scores").iter_rows()}
+    rows = drawn.select("request_id", "user_id", "asked", "reign").iter_rows()
+    return [Logged(r, user, asked, reign, *lists[r], past) for (r,user,asked,reign),past in zip(rows, pasts)]
+
+# %% ../../nbs/82c_monitoring.skew.ipynb #664fee35
 def scores_in(
     a:Answer,
 )->dict[str, float]: # item_id → score
@@ -152,36 +189,47 @@ AGAIN:dict[str, Dtype] = {"request_id": pl.String, "asked": pl.Datetime("ms", "U
 
 def answered_again(
     bundle:ModelBundle,
-    request_id:str,
-    user_id:str,
-    asked:datetime,
-    items:list[str],         # as they were shown, best first
-    scores:list[float],
-    past:list[UserEvent],
+    x:Logged,
 )->pl.DataFrame:             # AGAIN; `again` is null where an item is no candidate, `rank_again` where it is not on the list
     "One list beside what the bundle makes of the request now."
-    a = answer(RecommendationRequest(user_id, len(items), asked, past, request_id=request_id), bundle)
+    a = answer(RecommendationRequest(x.user_id, len(x.items), x.asked, x.past, request_id=x.request_id), bundle)
     worth, list_now = scores_in(a), bundle.ids.external(a.lists.items[0][a.lists.items[0] >= 0])
     place = {i: n for n,i in enumerate(list_now, 1)}
-    rows = [(request_id, asked, n, i, s, worth.get(i), place.get(i)) for n,(i,s) in enumerate(zip(items, scores), 1)]
+    rows = [(x.request_id, x.asked, n, i, s, worth.get(i), place.get(i)) for n,(i,s) in enumerate(zip(x.items, x.scores), 1)]
     return pl.DataFrame(rows, schema=AGAIN, orient="row")
 
-# %% ../../nbs/82c_monitoring.skew.ipynb #e36bfca2
+# %% ../../nbs/82c_monitoring.skew.ipynb #c1e2d734
+def why_not(
+    x:Logged,
+    bundle:ModelBundle,
+    kept:set[str],     # request_id, of `kept_in`
+    odd:set[str],      # item_id, of `changed_since`
+)->str:                # of WHY_NOT; empty when it can be made again
+    "What a look at a list finds against it."
+    if x.request_id in kept: return "kept"
+    strange = any((i := bundle.ids.get(item)) < 0 or not bundle.moment.known[i] for item in x.items)
+    return "changed" if strange or not odd.isdisjoint([*x.items, *(e.item_id for e in x.past)]) else ""
+
+def comparable(
+    lists:Sequence[Logged],
+    n:int,                    # enough
+    why:Callable[[Logged], str], # empty for one that can be made again
+)->tuple[list[Logged], dict[str, int]]: # at most n; those that were passed over on the way, by reason
+    "The first lists that nothing is found against."
+    good:list[Logged] = []
+    passed:dict[str, int] = {}
+    for x in lists:
+        if reason := why(x): passed[reason] = passed.get(reason, 0) + 1
+        else: good.append(x)
+        if len(good) == n: break
+    return good, passed
+
+# %% ../../nbs/82c_monitoring.skew.ipynb #22fead73
 @dataclass(frozen=True)
 class Compared:
     "Lists that were made again, and those that could not be."
     items: pl.DataFrame       # AGAIN
     excluded: dict[str, int]  # of WHY_NOT → lists; kept and changed ones of those that were drawn, the others of all
-
-def _bundles(
-    bundle:ModelBundle,
-    reigns:Sequence[Reign],
-    wanted:Sequence[int],     # places among the reigns
-    events:pl.LazyFrame, catalog:pl.LazyFrame,
-)->Iterator[tuple[int, ModelBundle]]:
-    "The bundle with the rows of each reign, one after the other: they are large."
-    known = catalog.collect() if any(wanted) else pl.DataFrame()
-    for n in wanted: yield n, with_rows(bundle, item_rows(events, known, bundle.ids, reigns[n].asof)) if n else bundle
 
 def compared_again(
     bundle:ModelBundle,
@@ -199,19 +247,12 @@ def compared_again(
     reigns = reigns_of(activated, bundle)
     drawn, excluded = drawn_lists(lists_in(exposures, s, bundle.id, reigns, deadline_ms), 5*n, seed)
     if not drawn.height: return Compared(pl.DataFrame(schema=AGAIN), excluded)
-    shown, pasts = shown_in(exposures, s, drawn), pasts_of(events, drawn, bundle.max_history)
-    kept, odd, known = {*kept_in(shown, keep_s)}, changed_since(bundle, catalog, s.until), bundle.moment.known
-    lists = {r: (items, scores) for r,items,scores in shown.select("request_id", "items", "scores").iter_rows()}
-    why, good = {"kept": 0, "changed": 0}, []
-    for row, past in zip(drawn.iter_rows(named=True), pasts):
-        items, scores = lists[row["request_id"]]
-        strange = any((i := bundle.ids.get(item)) < 0 or not known[i] for item in items)
-        reason = "kept" if row["request_id"] in kept else "changed" if strange or not odd.isdisjoint([*items, *(e.item_id for e in past)]) else ""
-        if reason: why[reason] += 1
-        else: good.append((row["reign"], (row["request_id"], row["user_id"], row["asked"], items, scores, past)))
-        if len(good) == n: break
-    found = [answered_again(made, *asked) for reign, made in _bundles(bundle, reigns, sorted({r for r,_ in good}), events, catalog) for r, asked in good if r == reign]
-    return Compared(pl.concat([pl.DataFrame(schema=AGAIN), *found]), excluded | {w: c for w,c in why.items() if c})
+    shown, odd = shown_in(exposures, s, drawn), changed_since(bundle, catalog, s.until)
+    kept, lists = {*kept_in(shown, keep_s)}, logged_lists(drawn, shown, pasts_of(events, drawn, bundle.max_history))
+    good, passed = comparable(lists, n, lambda x: why_not(x, bundle, kept, odd))
+    made = _bundles(bundle, reigns, sorted({x.reign for x in good}), events, catalog)
+    found = [answered_again(with_them, x) for reign, with_them in made for x in good if x.reign == reign]
+    return Compared(pl.concat([pl.DataFrame(schema=AGAIN), *found]), excluded | passed)
 
 # %% ../../nbs/82c_monitoring.skew.ipynb #b90fce86
 OFF = .01 # of the score; what rounding leaves of the smallest scores is allowed besides
@@ -228,6 +269,7 @@ def _in_order(
     i, j = np.triu_indices(len(at), 1)
     return float((at[i] < at[j]).mean()) if len(i) else float("nan")
 
+# %% ../../nbs/82c_monitoring.skew.ipynb #67db5215
 def skew_figures(
     c:Compared,
 )->dict[str, float]: # requests, items; shares of items with another score and of items that are not on the list now, of lists that are the same, of pairs in order; none where there is nothing to divide by
@@ -240,6 +282,7 @@ def skew_figures(
     same = float(np.mean([f["rank_again"].equals(f["rank"]) for f in lists]))
     return out | shares | {"same_lists": same} | ({"agreement": float(np.nanmean(order))} if not np.isnan(order).all() else {})
 
+# %% ../../nbs/82c_monitoring.skew.ipynb #92569143
 LEAST = 20 # requests; one of three is no share
 
 def beyond(
