@@ -116,6 +116,7 @@ def text_of(
     assert found is not None # without a tag there is no "still the same"
     return found
 
+# %% ../../nbs/10a_data.objects.ipynb #d2edb1b7
 def write(
     objects:Objects,
     name:str,
@@ -172,6 +173,7 @@ def listed(
     cut = len(objects.key(""))
     return [Entry(o["Key"][cut:], o["Size"], o["LastModified"]) for o in found]
 
+# %% ../../nbs/10a_data.objects.ipynb #07c62db3
 def upload(
     objects:Objects,
     path:Path,
