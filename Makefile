@@ -113,6 +113,7 @@ services: ## Debian packages that tests of real servers need (optional on a lapt
 # Its theme says at every build that it will be succeeded; the lock decides here.
 walkthroughs: $(STAMP) ## nbs/9x on real files, outputs kept (FILES="retailrocket=FOLDER online_retail=FOLDER")
 	@$(BIN)/python docs/make_walkthroughs.py $(FILES)
+	@$(BIN)/nbdev-clean
 
 docs: $(STAMP) ## the documentation site, into _site, without a network
 	@NO_MKDOCS_2_WARNING=1 exec $(BIN)/mkdocs build

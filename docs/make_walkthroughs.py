@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 
 from reco.data.sources import FILES
-from reco.reports import executed, read_notebook
+from reco.reports import ReportError, executed, read_notebook
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "nbs"
 WALKTHROUGHS = "9[0-9]_*.ipynb"
@@ -59,8 +59,12 @@ def main(argv: list[str] | None = None) -> None:
         if source not in there:
             print(f"{name}: left as it is, {source}=FOLDER is not given")
             continue
-        with tempfile.TemporaryDirectory() as cwd: ran = executed(nb, {"source": source, "path": str(there[source])}, Path(cwd))
-        nbformat.write(with_outputs(nb, ran), path)
+        try:
+            with tempfile.TemporaryDirectory() as cwd: ran = executed(nb, {"source": source, "path": str(there[source])}, Path(cwd))
+        except ReportError as e: sys.exit(f"{name}: {e}")
+        part = path.with_suffix(".tmp")
+        nbformat.write(with_outputs(nb, ran), part)
+        part.replace(path)
         print(f"{name}: ran on {source}")
 
 

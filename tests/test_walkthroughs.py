@@ -1,4 +1,4 @@
-"""The walkthroughs of `nbs/9x`: what is committed came out of real files, and each runs on other files by its parameters."""
+"""The walkthroughs of `nbs/9x`: what is committed came out of real files, and by its parameters one runs on others (the reports on bundles: test_report)."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from make_walkthroughs import NOTEBOOKS, WALKTHROUGHS, folder_of, main, paramete
 
 ALL = sorted(NOTEBOOKS.glob(WALKTHROUGHS))
 LARGEST = 260_000  # bytes: a picture or a table too many is noticed here
-TOLD = {"93_what_shoppers_do", "94_one_shopper"}  # quick enough to be run twice by the tests; nbdev-test runs all without files
+QUICK = {"93_what_shoppers_do", "94_one_shopper"}  # to be run once more; nbdev-test runs all without files
 
 
 def outputs(path: Path) -> list[dict]:
@@ -56,7 +56,7 @@ def shop_files(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", [p for p in ALL if p.stem in TOLD], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in ALL if p.stem in QUICK], ids=lambda p: p.stem)
 def test_parameters_let_it_run_on_other_files(path, shop_files, tmp_path):
     nb = read_notebook(path.read_text("utf-8"), path.name)
     ran = executed(nb, {"source": "files", "path": str(shop_files)}, tmp_path)
