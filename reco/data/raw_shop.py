@@ -39,6 +39,7 @@ def read_shop(
 
 # %% ../../nbs/19b_data.raw_shop.ipynb #5ca44221
 SMALL = "a small simulated shop"
+NAMES = {"retailrocket": "RetailRocket", "online_retail": "Online Retail"} # source → what people call it
 
 def small_shop(
     users:int=900,
@@ -59,5 +60,3 @@ def shop_at_hand(
     "The shop of some files, or a small simulated one; raises as `read_shop` does."
     if path: return NAMES.get(source, source), read_shop(source, Path(path), settings, without_days)
     return SMALL, small_shop()
-
-NAMES = {"retailrocket": "RetailRocket", "online_retail": "Online Retail"}
